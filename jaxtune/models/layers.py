@@ -1,0 +1,66 @@
+"""Small Flax modules that the model families share."""
+
+from collections.abc import Callable
+from typing import Any, cast
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from jaxtune import ops
+from jaxtune.typing import InputError, Key, Params
+
+ACTIVATIONS: dict[str, Callable[[jax.Array], jax.Array]] = {
+  'gelu': lambda x: jax.nn.gelu(x, approximate=False),
+  'gelu_new': lambda x: jax.nn.gelu(x, approximate=True),
+  'gelu_pytorch_tanh': lambda x: jax.nn.gelu(x, approximate=True),
+  'relu': jax.nn.relu,
+  'silu': jax.nn.silu,
+}
+
+
+def activation(name: str) -> Callable[[jax.Array], jax.Array]:
+  """The activation function of that name in `config.json`."""
+  if name not in ACTIVATIONS:
+    raise InputError(f'unknown activation {name!r}; known: {", ".join(sorted(ACTIVATIONS))}')
+  return ACTIVATIONS[name]
+
+
+def apply(module: nn.Module, params: Params, *inputs: Any) -> jax.Array:
+  """The module's output under these parameters; any of them may be a weight leaf."""
+  return cast(jax.Array, module.apply({'params': params}, *inputs))
+
+
+def add_bias(x: jax.Array, bias: jax.Array) -> jax.Array:
+  """`[N, D] + [D]`."""
+  return x + bias.astype(x.dtype)[None, :]
+
+
+def dropout(x: jax.Array, rate: float, key: Key | None) -> jax.Array:
+  """Zeroes entries with probability `rate` and scales the rest by `1 / (1 - rate)`, given a key."""
+  if key is None or rate == 0.0:
+    return x
+  keep = jax.random.bernoulli(key, 1.0 - rate, x.shape)
+  return jnp.where(keep, x / (1.0 - rate), jnp.zeros((), x.dtype))
+
+
+class LayerNorm(nn.Module):
+  """`ops.layer_norm` with its scale and bias."""
+
+  epsilon: float
+
+  @nn.compact
+  def __call__(self, x: jax.Array) -> jax.Array:
+    scale = self.param('scale', nn.initializers.ones, (x.shape[-1],))
+    bias = self.param('bias', nn.initializers.zeros, (x.shape[-1],))
+    return ops.layer_norm(x, scale, bias, self.epsilon)
+
+
+class RMSNorm(nn.Module):
+  """`ops.rms_norm` with its scale."""
+
+  epsilon: float
+
+  @nn.compact
+  def __call__(self, x: jax.Array) -> jax.Array:
+    return ops.rms_norm(x, self.param('scale', nn.initializers.ones, (x.shape[-1],)), self.epsilon)

@@ -1,0 +1,76 @@
+"""The wall between a model and everything else: functions of parameters, and a few facts."""
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any, Literal
+
+import jax
+
+from jaxtune import tree
+from jaxtune.models import stack
+from jaxtune.typing import Key, Params
+
+Task = Literal['features', 'causal_lm', 'classification']
+
+
+@dataclasses.dataclass(frozen=True)
+class ModelSpec:
+  """A model as pure functions of its parameters.
+
+  Attributes:
+    family: 'encoder', 'decoder', or the class name of a user's own module.
+    config: the hyperparameters that fix all shapes.
+    task: what `apply` returns: hidden states, next-token logits, or one row of outputs a text.
+    init: `(key) -> params`.
+    features: `(params, tokens, mask=None, *, positions, segments, key) -> [B, T, D]`, the last
+      hidden states. `key` switches dropout on.
+    head: `(params, features, mask=None) -> outputs`. For a causal model it also takes `[N, D]`, so
+      that a loss can ask for the logits of a few rows at a time.
+    axis_rules: path rules to the logical names of a weight's axes, without the stacked one.
+  """
+
+  family: str
+  config: Any
+  task: Task
+  init: Callable[..., Params]
+  features: Callable[..., jax.Array]
+  head: Callable[..., jax.Array]
+  axis_rules: tree.Rules = ()
+
+  def apply(
+    self, params: Params, tokens: jax.Array, mask: jax.Array | None = None, **options: Any
+  ) -> jax.Array:
+    """`head(params, features(params, tokens, mask, ...), mask)`.
+
+    Args:
+      params: the parameters; any weight may be a weight leaf.
+      tokens: int32 `[B, T]`.
+      mask: bool `[B, T]`, true for real tokens; None when all are.
+      **options: `positions` int32 `[B, T]`, `segments` int32 `[B, T]`, `key` for dropout.
+
+    Returns:
+      `[B, T, D]` hidden states, `[B, T, V]` logits, or `[B, C]` outputs, by `task`.
+    """
+    return self.head(params, self.features(params, tokens, mask, **options), mask)
+
+  def shapes(self) -> Params:
+    """The parameters as shapes and types, without making them."""
+    return jax.eval_shape(self.init, jax.random.key(0))
+
+  def axes(self, params: Params) -> Any:
+    """Logical axis names of every leaf: `('layers', 'embed', 'heads')` for a stacked `attn/q`.
+
+    A weight leaf names the axes of its own fields from those of the weight.
+    """
+
+    def names(path: str, leaf: Any) -> Any:
+      axes = tree.match(self.axis_rules, {path: jax.ShapeDtypeStruct((), 'float32')})[path]
+      axes = ('layers', *axes) if stack.is_stacked(path) else tuple(axes)
+      return leaf.axes(axes) if hasattr(leaf, 'axes') else axes
+
+    return tree.map_weights(names, params)
+
+
+def init_head(key: Key, width: int, outputs: int, scale: float = 0.02) -> jax.Array:
+  """A fresh `[D, C]` matrix, normal with a standard deviation of `scale` (BERT's own choice)."""
+  return scale * jax.random.normal(key, (width, outputs))

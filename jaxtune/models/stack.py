@@ -1,0 +1,89 @@
+"""Layers of one shape, stacked on a leading axis and scanned, cut into consecutive segments.
+
+A stack is a dict from segment to stacked parameters: `{'0-7': ..., '8-11': ...}`. One segment holds
+all layers until something (a method that trains the last k layers, say) needs them apart; the
+functions here read the segments from the keys.
+"""
+
+import re
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+from jaxtune.typing import InputError, Key, Params
+
+_SEGMENT = re.compile(r'(?:^|/)(\d+)-(\d+)/')
+
+
+def is_stacked(path: str) -> bool:
+  """Whether a leaf at `path` lies in a segment, so that its first axis counts layers."""
+  return _SEGMENT.search(path) is not None
+
+
+def bounds(segment: str) -> tuple[int, int]:
+  """`'0-7' -> (0, 8)`: the first layer and the one behind the last."""
+  first, last = segment.split('-')
+  return int(first), int(last) + 1
+
+
+def segments(stack: Params) -> list[str]:
+  """The segment names from the first layer to the last."""
+  return sorted(stack, key=bounds)
+
+
+def init_stack(init_layer: Callable[[Key], Params], key: Key, layers: int) -> Params:
+  """One segment with every layer made by `init_layer` under a key of its own."""
+  return {f'0-{layers - 1}': jax.vmap(init_layer)(jax.random.split(key, layers))}
+
+
+def scan_stack(
+  layer: Callable[[Params, jax.Array, Key | None], jax.Array],
+  stack: Params,
+  x: jax.Array,
+  key: Key | None,
+  remat: bool,
+) -> jax.Array:
+  """`x` through all layers in order; the body is compiled once a segment.
+
+  Args:
+    layer: `(params of one layer, x, key) -> x`.
+    stack: segments of stacked parameters.
+    x: activations.
+    key: for dropout; every layer gets its own, the same however the stack is cut. None for none.
+    remat: keep only the activations between layers and compute the rest again in the backward pass.
+  """
+
+  def body(x: jax.Array, xs: tuple[Params, jax.Array]) -> tuple[jax.Array, None]:
+    params, index = xs
+    return layer(params, x, None if key is None else jax.random.fold_in(key, index)), None
+
+  if remat:
+    # Under scan nothing can be merged across iterations anyway, and the barrier costs time.
+    body = jax.checkpoint(body, prevent_cse=False)
+  for segment in segments(stack):
+    first, end = bounds(segment)
+    x, _ = lax.scan(body, x, (stack[segment], jnp.arange(first, end)))
+  return x
+
+
+def cut(stack: Params, at: int) -> Params:
+  """The same stack with a segment border before layer `at`.
+
+  Raises:
+    InputError: the stack has no such layer.
+  """
+  ends = [bounds(segment) for segment in segments(stack)]
+  if not ends[0][0] <= at <= ends[-1][1]:
+    raise InputError(f'cannot cut before layer {at}: the stack has layers 0 to {ends[-1][1] - 1}')
+  result: dict[str, Any] = {}
+  for segment in segments(stack):
+    first, end = bounds(segment)
+    if first < at < end:
+      result[f'{first}-{at - 1}'] = jax.tree.map(lambda x: x[: at - first], stack[segment])  # noqa: B023
+      result[f'{at}-{end - 1}'] = jax.tree.map(lambda x: x[at - first :], stack[segment])  # noqa: B023
+    else:
+      result[segment] = stack[segment]
+  return result

