@@ -1,0 +1,96 @@
+"""Where every leaf lives: one table from logical axis names to mesh axes."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+from jaxtune import tree
+from jaxtune.shard.mesh import DATA_AXES
+from jaxtune.typing import Batch, InputError
+
+# The first name of a weight that is in the table is spread; the rest of its axes are whole.
+FSDP: Mapping[str, str] = {'embed': 'fsdp', 'vocab': 'fsdp', 'heads': 'fsdp', 'mlp': 'fsdp'}
+
+
+def replicated(mesh: Mesh) -> NamedSharding:
+  """Whole on every device."""
+  return NamedSharding(mesh, PartitionSpec())
+
+
+def param_shardings(
+  mesh: Mesh, params: Any, axes: Any, table: Mapping[str, str] | None = None
+) -> Any:
+  """The sharding of every leaf, from the logical names of its axes.
+
+  Args:
+    mesh: from `mesh`.
+    params: arrays or their shapes.
+    axes: `model.axes(params)`.
+    table: logical name to mesh axis, `FSDP` by default.
+
+  Raises:
+    InputError: an axis that the mesh axis does not divide, with its path and size.
+  """
+  table = FSDP if table is None else table
+
+  def one(path: Any, leaf: Any, names: tuple[str | None, ...]) -> NamedSharding:
+    spec: list[str | None] = [None] * len(leaf.shape)
+    for index, name in enumerate(names):
+      axis = table.get(name) if name else None
+      if axis and axis not in spec and mesh.shape[axis] > 1:
+        if leaf.shape[index] % mesh.shape[axis]:
+          raise InputError(
+            f'{tree.path_name(path)}: axis {name!r} has {leaf.shape[index]} entries, which '
+            f'{axis}={mesh.shape[axis]} does not divide; choose a divisor or {axis}=1'
+          )
+        spec[index] = axis
+    return NamedSharding(mesh, PartitionSpec(*spec))
+
+  return jax.tree_util.tree_map_with_path(one, params, axes)
+
+
+def state_shardings(mesh: Mesh, state: Any, params: Any, shardings: Any) -> Any:
+  """Shardings of a tree that holds leaves of `params` somewhere (a train or optimizer state).
+
+  A leaf whose path ends in a parameter's path and that has its shape lies where the parameter does;
+  every other one (counts, scalars, factored moments) is replicated.
+  """
+  known = {
+    tree.path_name(path): (leaf.shape, sharding)
+    for (path, leaf), sharding in zip(
+      jax.tree_util.tree_flatten_with_path(params)[0], jax.tree.leaves(shardings), strict=True
+    )
+  }
+
+  def one(path: Any, leaf: Any) -> NamedSharding:
+    parts = tree.path_name(path).split('/')
+    for start in range(len(parts)):
+      shape, sharding = known.get('/'.join(parts[start:]), (None, None))
+      if sharding is not None and shape == leaf.shape:
+        return sharding
+    return replicated(mesh)
+
+  return jax.tree_util.tree_map_with_path(one, state)
+
+
+def batch_sharding(mesh: Mesh) -> NamedSharding:
+  """Rows spread over all data axes."""
+  return NamedSharding(mesh, PartitionSpec(DATA_AXES))
+
+
+def place_batch(mesh: Mesh, batch: Batch) -> Batch:
+  """A batch of host arrays on the devices, its rows spread.
+
+  Raises:
+    InputError: rows that the devices do not divide.
+  """
+  rows = next(iter(batch.values())).shape[0]
+  devices = mesh.shape['data'] * mesh.shape['fsdp']
+  if rows % devices:
+    raise InputError(
+      f'a batch of {rows} rows cannot be spread over {devices} devices; '
+      f'set train.batch_size to a multiple of {devices}'
+    )
+  return jax.device_put(dict(batch), batch_sharding(mesh))

@@ -1,0 +1,123 @@
+"""Checkpoints through Orbax: the state, the data cursor, and a digest that proves them whole.
+
+The newest two are kept to go on from, and the one with the best score to export. This file is the
+only one that knows Orbax.
+"""
+
+import hashlib
+import json
+import os
+import pathlib
+from typing import Any, NamedTuple
+
+import jax
+import orbax.checkpoint as ocp
+from orbax.checkpoint import checkpoint_managers as policies
+
+from jaxtune.train.state import State
+from jaxtune.typing import InputError
+
+DIGESTS = 'digests.json'
+
+
+class Restored(NamedTuple):
+  """A state read back, the data cursor beside it, and the damaged steps passed over on the way."""
+
+  state: State
+  cursor: dict[str, Any]
+  damaged: tuple[int, ...]
+
+
+def open_checkpoints(folder: str | os.PathLike[str]) -> ocp.CheckpointManager:
+  """The manager of a folder, made if needed."""
+  keep = policies.AnyPreservationPolicy(
+    [
+      policies.LatestN(2),
+      policies.BestN(
+        get_metric_fn=lambda metrics: metrics['score'],
+        n=1,
+        keep_checkpoints_without_metrics=False,
+      ),
+    ]
+  )
+  options = ocp.CheckpointManagerOptions(
+    preservation_policy=keep,
+    best_fn=lambda metrics: metrics['score'],
+    enable_async_checkpointing=False,
+    cleanup_tmp_directories=True,
+  )
+  return ocp.CheckpointManager(pathlib.Path(folder).absolute(), options=options)
+
+
+def save(
+  manager: ocp.CheckpointManager, state: State, cursor: dict[str, Any], score: float | None
+) -> None:
+  """Writes the state under its own step number; `score` (greater is better) makes it a candidate."""
+  step = int(state.step)
+  if step in manager.all_steps():
+    return
+  items = ocp.args.Composite(
+    state=ocp.args.StandardSave(state), data=ocp.args.JsonSave(dict(cursor))
+  )
+  manager.save(step, args=items, metrics=None if score is None else {'score': score})
+  folder = pathlib.Path(manager.directory) / str(step)
+  (folder / DIGESTS).write_text(json.dumps(_digests(folder)))
+
+
+def restore(
+  manager: ocp.CheckpointManager, like: State, step: int | None = None
+) -> Restored | None:
+  """The newest whole checkpoint (or that of `step`), or None where there is none.
+
+  Args:
+    manager: from `open_checkpoints`.
+    like: a state, or its shapes, types and shardings, that the checkpoint must have.
+    step: a step to read in place of the newest.
+
+  Raises:
+    InputError: checkpoints are there, and every one is damaged.
+  """
+  steps = sorted(manager.all_steps(), reverse=True) if step is None else [step]
+  damaged = []
+  for number in steps:
+    folder = pathlib.Path(manager.directory) / str(number)
+    if not _whole(folder):
+      damaged.append(number)
+      continue
+    target = jax.tree.map(ocp.utils.to_shape_dtype_struct, like)
+    items = ocp.args.Composite(state=ocp.args.StandardRestore(target), data=ocp.args.JsonRestore())
+    read = manager.restore(number, args=items)
+    for bad in damaged:
+      manager.delete(bad)
+    return Restored(State(*read['state']), read['data'], tuple(damaged))
+  if damaged:
+    raise InputError(
+      f'{manager.directory}: the checkpoints of steps {", ".join(map(str, damaged))} are all damaged '
+      '(a file is missing, cut short or changed); remove the folder to start from the beginning'
+    )
+  return None
+
+
+def best(manager: ocp.CheckpointManager) -> tuple[int, float] | None:
+  """The step with the best score and that score, if any step has one."""
+  step = manager.best_step()
+  if step is None:
+    return None
+  return step, float(manager.metrics(step)['score'])
+
+
+def _digests(folder: pathlib.Path) -> dict[str, str]:
+  digests = {}
+  for path in sorted(p for p in folder.rglob('*') if p.is_file() and p.name != DIGESTS):
+    with path.open('rb') as file:
+      name = path.relative_to(folder).as_posix()
+      digests[name] = hashlib.file_digest(file, 'blake2b').hexdigest()
+  return digests
+
+
+def _whole(folder: pathlib.Path) -> bool:
+  try:
+    wanted = json.loads((folder / DIGESTS).read_text())
+  except (OSError, ValueError):
+    return False
+  return wanted == _digests(folder)

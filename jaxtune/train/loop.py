@@ -1,0 +1,108 @@
+"""The loop around the step: one hot line, and what happens every so often around it."""
+
+import math
+import time
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import jax
+import numpy as np
+import orbax.checkpoint as ocp
+
+from jaxtune.train import checkpoint
+from jaxtune.train.state import State
+from jaxtune.train.step import Step
+from jaxtune.typing import Batch, InputError
+
+Log = Callable[[int, dict[str, float]], None]
+
+
+def _no_log(step: int, metrics: dict[str, float]) -> None:
+  del step, metrics
+
+
+def fit(
+  step: Step,
+  state: State,
+  frozen: Any,
+  batches: Any,
+  *,
+  steps: int,
+  place: Callable[[Batch], Batch] = lambda batch: batch,
+  evaluate: Callable[[Any, Any], Mapping[str, float]] | None = None,
+  eval_every: int = 0,
+  save_every: int = 0,
+  checkpoints: ocp.CheckpointManager | None = None,
+  score: Callable[[Mapping[str, float]], float] = lambda metrics: -metrics['loss'],
+  log: Log = _no_log,
+  stop: Callable[[], bool] = lambda: False,
+) -> State:
+  """Takes steps until `state.step` is `steps`, or until `stop()` says so.
+
+  A state that was restored together with the cursor of `batches` goes on exactly where it was: the
+  end is bitwise that of a run never stopped. A checkpoint is written every `save_every` steps, after
+  an evaluation better than all before, at the end, and when stopped.
+
+  Args:
+    step: a compiled step; its state argument may be donated.
+    state: from `init_state` or `checkpoint.restore`.
+    frozen: the leaves that do not train.
+    batches: an endless iterator of host batches with `get_state` (see `data.batches`).
+    steps: the number of the last step.
+    place: puts a batch on the devices.
+    evaluate: `(trainable, frozen) -> metrics`, called every `eval_every` steps and at the end.
+    eval_every: steps between evaluations; 0 for the end only.
+    save_every: steps between checkpoints; 0 for the end only.
+    checkpoints: where to save; None to save nothing.
+    score: what makes one evaluation better than another, greater is better.
+    log: gets every step's metrics as numbers, with `tokens_per_second`, and evaluations as `eval/...`.
+    stop: asked after every step.
+
+  Raises:
+    InputError: the loss is not a finite number; the checkpoints on disk are from before that.
+  """
+  best = checkpoint.best(checkpoints) if checkpoints else None
+  pending: tuple[int, Any, int] | None = None
+  clock = time.perf_counter()
+
+  def flush() -> None:
+    nonlocal pending, clock
+    if pending is None:
+      return
+    number, metrics, tokens = pending
+    pending = None
+    values = {name: float(value) for name, value in jax.device_get(metrics).items()}
+    elapsed, clock = time.perf_counter() - clock, time.perf_counter()
+    if not math.isfinite(values['loss']):
+      kept = checkpoints.latest_step() if checkpoints else None
+      raise InputError(
+        f'the loss is {values["loss"]} at step {number}; '
+        + (f'the last good checkpoint is that of step {kept}' if kept else 'nothing was saved yet')
+        + '; lower optim.lr, lengthen optim.warmup, or set optim.clip_norm'
+      )
+    log(number, {**values, 'tokens_per_second': tokens / elapsed})
+
+  for number in range(int(state.step) + 1, steps + 1):
+    batch = next(batches)
+    state, metrics = step(state, frozen, place(batch))
+    flush()  # of the step before: reading it waits no longer than this step's start
+    pending = (number, metrics, int(np.sum(batch['mask'])))
+    last, stopped = number == steps, stop()
+    due = last or (eval_every and number % eval_every == 0)
+    save = last or stopped or (save_every and number % save_every == 0)
+    if not (due or save):
+      continue
+    flush()
+    value = None
+    if evaluate and due:
+      result = evaluate(state.trainable, frozen)
+      log(number, {f'eval/{name}': mean for name, mean in result.items()})
+      value = score(result)
+      if best is None or value > best[1]:
+        best, save = (number, value), True
+    if checkpoints and save:
+      checkpoint.save(checkpoints, state, batches.get_state(), value)
+    clock = time.perf_counter()  # evaluation and saving do not count as training time
+    if stopped:
+      break
+  return state
