@@ -1,0 +1,47 @@
+"""One named field of all records."""
+
+import difflib
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from jaxtune.typing import InputError
+
+
+def column(records: Sequence[Mapping[str, Any]], name: str, source: str = 'the data') -> list[Any]:
+  """The values of field `name`, one a record; `source` is what an error calls the records.
+
+  Raises:
+    InputError: there are no records, or one of them lacks the field; it lists the fields there are.
+  """
+  if not records:
+    raise InputError(f'{source}: no records; at least one is needed')
+  for number, record in enumerate(records, 1):
+    if name not in record:
+      known = [str(key) for key in record]
+      near = difflib.get_close_matches(str(name), known, n=1, cutoff=0.5)
+      hint = f'; did you mean {near[0]!r}?' if near else ''
+      raise InputError(
+        f'{source}: row {number} has no column {name!r}; it has {", ".join(known) or "none"}{hint}'
+      )
+  return [record[name] for record in records]
+
+
+def strings(records: Sequence[Mapping[str, Any]], name: str, source: str = 'the data') -> list[str]:
+  """The values of field `name`, all of them strings.
+
+  Raises:
+    InputError: as `column` does, or a value is not a string that UTF-8 can hold.
+  """
+  values = column(records, name, source)
+  for number, value in enumerate(values, 1):
+    if not isinstance(value, str):
+      raise InputError(
+        f'{source}: row {number}: {name!r} is {value!r}, which is not a string; choose a column '
+        'of text'
+      )
+    if not value.isascii() and any('\ud800' <= character <= '\udfff' for character in value):
+      raise InputError(
+        f'{source}: row {number}: {name!r} holds half a character ({value[:40]!a}), as JSON writes '
+        'with a lone \\ud800; correct or remove the row'
+      )
+  return values

@@ -1,0 +1,62 @@
+"""What every encoding shares: its result, and tokens that fit a length."""
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+import tokenizers
+
+from jaxtune.typing import InputError
+
+Example = dict[str, np.ndarray]
+
+
+class Encoded(NamedTuple):
+  """Examples, and what happened to the rows on the way; the counts belong into the report.
+
+  Attributes:
+    examples: one dict each; `tokens` int32 [n] (and `supervised` bool [n]) with n <= max_length,
+      anything else is one value an example (`label`).
+    truncated: how many rows lost tokens to max_length.
+    empty: how many rows had no text; they are left out of training data, and kept for prediction.
+    unlearned: how many rows were left out because no token is left to learn from.
+    names: the names of the classes, in the order of their numbers; None when there are none.
+  """
+
+  examples: list[Example]
+  truncated: int = 0
+  empty: int = 0
+  unlearned: int = 0
+  names: tuple[str, ...] | None = None
+
+
+def tokenize(
+  tokenizer: tokenizers.Tokenizer, texts: Sequence[str], max_length: int | None
+) -> tuple[list[list[int]], int]:
+  """Token ids of each text and how many were cut at the right; no text is padded.
+
+  With a `max_length` the tokenizer adds its special tokens, and they survive the cut; without one
+  it adds none and cuts nothing. The tokenizer's own settings for both are ignored and not changed.
+
+  Raises:
+    InputError: max_length leaves no room beside the special tokens.
+  """
+  own = tokenizers.Tokenizer.from_str(tokenizer.to_str())
+  own.no_padding()
+  own.no_truncation()
+  if max_length is not None:
+    special = special_count(tokenizer)
+    # At or below that number the tokenizer itself stops truncating, and says nothing.
+    if max_length <= special:
+      raise InputError(
+        f'max_length is {max_length}, but the tokenizer adds {special} special tokens to a text; '
+        f'it must be at least {special + 1}'
+      )
+    own.enable_truncation(max_length)
+  encodings = own.encode_batch_fast(list(texts), add_special_tokens=max_length is not None)
+  return [e.ids for e in encodings], sum(1 for e in encodings if e.overflowing)
+
+
+def special_count(tokenizer: tokenizers.Tokenizer) -> int:
+  """How many special tokens the tokenizer adds to one text."""
+  return tokenizer.num_special_tokens_to_add(is_pair=False)

@@ -1,0 +1,54 @@
+"""The preview says what the loss learns, what it sees, where documents end and what is padding."""
+
+import jax.numpy as jnp
+import numpy as np
+
+from jaxtune.data import encode_classification, encode_completions, eval_batches, preview
+
+
+def test_packed_completions(bytewise):
+  rows = [{'q': 'ab', 'a': 'cd'}, {'q': 'e\n', 'a': 'f'}]
+  encoded = encode_completions(
+    rows, bytewise, prompt='q', completion='a', max_length=12, bos=0, eos=1
+  )
+  (batch,) = eval_batches(encoded.examples, 2, max_length=12, pack=True)
+  assert preview(batch, bytewise) == '\n'.join(
+    [
+      'row 0: 12 tokens (5 learned, 6 seen, 1 padding)',
+      '  document 1',
+      "  seen     '<bos>ab'",
+      "  learned  'cd<eos>'",
+      '  document 2',
+      "  seen     '<bos>e\\n'",
+      "  learned  'f<eos>'",
+      '  padding  1 tokens',
+      'row 1: 12 tokens (0 learned, 11 seen, 1 padding); weight 0: it only fills the batch',
+      '  document 1',
+      "  seen     '<bos>abcd<eos>'",
+      '  document 2',
+      "  seen     '<bos>e\\nf<eos>'",
+      '  padding  1 tokens',
+    ]
+  )
+  assert preview(batch, bytewise, rows=1) == preview(batch, bytewise).split('\nrow 1')[0]
+
+
+def test_classification_shows_the_label(wordpiece):
+  rows = [{'text': 'a good film', 'y': 'pos'}, {'text': 'bad ' * 100, 'y': 'neg'}]
+  encoded = encode_classification(
+    rows, wordpiece, text='text', label='y', names=('neg', 'pos'), max_length=120
+  )
+  (batch,) = eval_batches(encoded.examples, 2, max_length=120)
+  batch = {key: jnp.asarray(value) for key, value in batch.items()}
+  lines = preview(batch, wordpiece, names=encoded.names).splitlines()
+  assert lines[:4] == [
+    'row 0: 120 tokens (0 learned, 5 seen, 115 padding)',
+    '  label    pos',
+    "  seen     '[CLS] a good film [SEP]'",
+    '  padding  115 tokens',
+  ]
+  assert lines[5] == '  label    neg'
+  assert ' ... ' in lines[6] and len(lines[6]) < 330
+  assert '  label    1' in preview(batch, wordpiece).splitlines()
+  batch['label'] = np.array([0.5, 1.5], np.float32)
+  assert '  label    0.5' in preview(batch, wordpiece).splitlines()
