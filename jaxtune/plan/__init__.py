@@ -1,5 +1,5 @@
 """What a run will need, from the compiler, before the first step."""
 
-from jaxtune.plan.forecast import Forecast, forecast, shapes
+from jaxtune.plan.forecast import Forecast, forecast
 
-__all__ = ['Forecast', 'forecast', 'shapes']
+__all__ = ['Forecast', 'forecast']

@@ -1,6 +1,5 @@
 """How much memory a step needs, read from the compiled step before it runs."""
 
-from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
@@ -17,8 +16,8 @@ class Forecast(NamedTuple):
     optimizer: optimizer state, hyperparameters included.
     batch: one batch.
     temporaries: activations and workspace, as the compiler laid them out.
-    total: all that the program holds at once: arguments + temporaries + outputs that are not written
-      over arguments.
+    total: all that the program holds at once: arguments + temporaries + outputs that are not
+      written over arguments.
   """
 
   base: int
@@ -29,24 +28,19 @@ class Forecast(NamedTuple):
   total: int
 
 
-def shapes(values: Any) -> Any:
-  """A tree's shapes, types and, where it has them, shardings."""
-  return jax.tree.map(
-    lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=getattr(x, 'sharding', None)), values
-  )
+def forecast(compiled: jax.stages.Compiled, state: Any, frozen: Any, batch: Any) -> Forecast:
+  """Reads the memory of a compiled step.
 
-
-def forecast(step: Callable[..., Any], state: Any, frozen: Any, batch: Any) -> Forecast:
-  """Compiles the very step for these shapes, without making an array, and reads its memory.
+  The step may have been compiled from shapes alone, by lowering it for `jax.ShapeDtypeStruct`s: no
+  array need exist.
 
   Args:
-    step: a jitted step, donation and shardings included.
-    state: a train state, or its shapes.
+    compiled: the train step.
+    state: its train state, or the shapes of it.
     frozen: frozen leaves, or their shapes.
     batch: a batch, or its shapes.
   """
-  compiled = step.lower(*map(shapes, (state, frozen, batch))).compile()  # type: ignore[attr-defined]
-  memory = compiled.memory_analysis()
+  memory: Any = compiled.memory_analysis()
   written = memory.output_size_in_bytes - memory.alias_size_in_bytes
   return Forecast(
     base=tree.size(frozen),

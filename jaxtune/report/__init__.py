@@ -3,6 +3,7 @@
 from jaxtune.report.card import adapter_card as adapter_card
 from jaxtune.report.environment import peak_rss as peak_rss
 from jaxtune.report.environment import versions as versions
+from jaxtune.report.files import replace_file as replace_file
 from jaxtune.report.html import Confusion as Confusion
 from jaxtune.report.html import Prediction as Prediction
 from jaxtune.report.html import Report as Report

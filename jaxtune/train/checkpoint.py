@@ -52,16 +52,32 @@ def open_checkpoints(folder: str | os.PathLike[str]) -> ocp.CheckpointManager:
 def save(
   manager: ocp.CheckpointManager, state: State, cursor: dict[str, Any], score: float | None
 ) -> None:
-  """Writes the state under its own step number; `score` (greater is better) makes it a candidate."""
+  """Writes the state under its own step number, unless it is there already.
+
+  Args:
+    manager: from `open_checkpoints`.
+    state: all leaves are copied to the host before this returns.
+    cursor: the place in the data, as JSON can hold it.
+    score: of this step's evaluation, greater is better; None if it was not evaluated.
+
+  Raises:
+    InputError: it cannot be written; the checkpoints before it are untouched.
+  """
   step = int(state.step)
   if step in manager.all_steps():
     return
   items = ocp.args.Composite(
     state=ocp.args.StandardSave(state), data=ocp.args.JsonSave(dict(cursor))
   )
-  manager.save(step, args=items, metrics=None if score is None else {'score': score})
   folder = pathlib.Path(manager.directory) / str(step)
-  (folder / DIGESTS).write_text(json.dumps(_digests(folder)))
+  try:
+    manager.save(step, args=items, metrics=None if score is None else {'score': score})
+    (folder / DIGESTS).write_text(json.dumps(_digests(folder)))
+  except (OSError, ValueError) as error:  # tensorstore reports a full disk as a ValueError
+    raise InputError(
+      f'{folder}: the checkpoint cannot be written ({str(error).splitlines()[0]}); '
+      'make room, or choose another folder'
+    ) from error
 
 
 def restore(
@@ -92,8 +108,8 @@ def restore(
     return Restored(State(*read['state']), read['data'], tuple(damaged))
   if damaged:
     raise InputError(
-      f'{manager.directory}: the checkpoints of steps {", ".join(map(str, damaged))} are all damaged '
-      '(a file is missing, cut short or changed); remove the folder to start from the beginning'
+      f'{manager.directory}: the checkpoints of steps {", ".join(map(str, damaged))} are all '
+      'damaged (a file is missing, cut short or changed); remove the folder to start anew'
     )
   return None
 

@@ -39,9 +39,9 @@ def fit(
 ) -> State:
   """Takes steps until `state.step` is `steps`, or until `stop()` says so.
 
-  A state that was restored together with the cursor of `batches` goes on exactly where it was: the
-  end is bitwise that of a run never stopped. A checkpoint is written every `save_every` steps, after
-  an evaluation better than all before, at the end, and when stopped.
+  A state that was restored together with the cursor of `batches` goes on exactly where it was:
+  the end is bitwise that of a run never stopped. A checkpoint is written every `save_every` steps,
+  after an evaluation better than all before, at the end, and when stopped.
 
   Args:
     step: a compiled step; its state argument may be donated.
@@ -55,7 +55,8 @@ def fit(
     save_every: steps between checkpoints; 0 for the end only.
     checkpoints: where to save; None to save nothing.
     score: what makes one evaluation better than another, greater is better.
-    log: gets every step's metrics as numbers, with `tokens_per_second`, and evaluations as `eval/...`.
+    log: gets every step's metrics as numbers, with `tokens_per_second`, and evaluations under
+      `eval/`.
     stop: asked after every step.
 
   Raises:

@@ -25,8 +25,8 @@ def make_step(
 ) -> Step:
   """`(state, frozen, batch) -> (state, metrics)`, pure: jit, vmap, pmap or scan it.
 
-  The gradient is `grad(sum of loss) / sum of weight`, both sums taken over micro-batches and devices
-  before the division, so cutting a batch changes nothing but rounding.
+  The gradient is `grad(sum of loss) / sum of weight`, both sums taken over micro-batches and
+  devices before the division, so cutting a batch changes nothing but rounding.
 
   Args:
     objective: what is minimized.
@@ -90,7 +90,7 @@ def make_step(
     metrics = {
       'loss': loss.total / weight,
       **{name: total / weight for name, total in loss.metrics.items()},
-      'grad_norm': optax.global_norm(gradients).astype(jnp.float32),
+      'grad_norm': optax.tree.norm(gradients).astype(jnp.float32),
       'weight': loss.weight,
     }
     rate = optim.hyperparameters(opt).get('learning_rate')
