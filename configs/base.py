@@ -1,0 +1,70 @@
+"""Every key that an experiment knows, with its default. Other files start from this one."""
+
+import ml_collections
+
+
+def get_config() -> ml_collections.ConfigDict:
+  config = ml_collections.ConfigDict()
+  config.seed = 0
+  config.task = 'classification'  # classification, regression, or causal_lm
+  # A folder, a .gguf file, a Hugging Face id, or package://NAME/PATH inside an installed package.
+  # Empty in pretraining, which makes a model of the sizes under `decoder`.
+  config.model = ''
+
+  config.data = ml_collections.ConfigDict()
+  config.data.path = ''  # .csv, .tsv, .jsonl, .json, .txt, a folder of .txt, or package://NAME/PATH
+  config.data.text = 'text'  # the column to read
+  config.data.label = 'label'  # the column to predict (classification, regression)
+  # For causal_lm on pairs: a column, or a template such as 'Q: {question}\nA:'.
+  config.data.prompt = ''
+  config.data.completion = ''
+  config.data.max_length = 128  # tokens; longer texts are cut at the right, counted and reported
+  config.data.valid = 0.05  # held out to choose the best step: a fraction, or a count from 1 up
+  config.data.test = 0.1  # held out for the final numbers, never used to choose anything
+  config.data.pack = False  # causal_lm: several texts in a row
+
+  config.method = ml_collections.ConfigDict()
+  config.method.name = 'lora'  # lora, full, or probe
+  config.method.rank = 16
+  config.method.alpha = 32.0  # the adapter is scaled by alpha / rank
+  config.method.targets = ''  # regular expression over weight paths; empty for all of the layers
+
+  config.optim = ml_collections.ConfigDict()
+  config.optim.name = 'adamw'  # any rule of optim.names()
+  config.optim.lr = 1e-3
+  config.optim.schedule = 'cosine'  # constant, linear, cosine, or wsd
+  config.optim.warmup = 0.06  # a fraction of the steps, or a count from 1 up
+  config.optim.weight_decay = 0.0  # of the rules that have it
+  config.optim.clip_norm = 1.0  # of the gradient; 0 for no clipping
+  config.optim.hyperparameters = ml_collections.ConfigDict()  # others of the rule, by its own names
+
+  config.train = ml_collections.ConfigDict()
+  config.train.steps = 0  # updates; 0 to go by epochs
+  config.train.epochs = 1.0
+  config.train.batch_size = 32  # rows of an update
+  config.train.accumulate = 1  # micro-batches that an update is cut into
+  config.train.eval_every = 0  # steps; 0 for the end only
+  config.train.save_every = 0  # steps; 0 for the end only
+  config.train.log_every = 1  # steps between lines of metrics.jsonl
+  config.train.remat = False  # compute activations again in the backward pass to save memory
+  config.train.chunk = 0  # causal_lm: predictions whose logits are held at a time; 0 for all
+
+  config.eval = ml_collections.ConfigDict()
+  config.eval.batch_size = 64
+
+  config.mesh = ml_collections.ConfigDict()
+  config.mesh.data = -1  # devices that hold replicas; -1 for all that are left
+  config.mesh.fsdp = 1  # devices that the parameters are cut over
+
+  config.export = ml_collections.ConfigDict()
+  config.export.base = ''  # the base model's name in the exported adapter; `model` by default
+
+  # Pretraining only: the sizes of the model, and of the tokenizer that is trained on the data.
+  config.decoder = ml_collections.ConfigDict()
+  config.decoder.vocabulary = 4096
+  config.decoder.width = 256
+  config.decoder.hidden = 704
+  config.decoder.layers = 4
+  config.decoder.heads = 4
+  config.decoder.kv_heads = 2
+  return config

@@ -1,0 +1,376 @@
+"""From a configuration to the functions and values of a run. Nothing else reads configurations."""
+
+import dataclasses
+import importlib.util
+import math
+import pathlib
+import re
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import jax
+import optax
+import tokenizers
+from ml_collections.config_dict import ConfigDict as Config
+
+from configs import base
+from jaxtune import adapt, data, interop, losses, models, optim
+from jaxtune.adapt import Adapted
+from jaxtune.models import ModelSpec
+from jaxtune.typing import InputError, Params
+
+Record = dict[str, Any]
+TASKS = ('classification', 'regression', 'causal_lm')
+METHODS = ('lora', 'full', 'probe')
+
+
+@dataclasses.dataclass(frozen=True)
+class Corpus:
+  """The data of a run, encoded: what is learned, what chooses, and what only measures."""
+
+  train: data.Encoded
+  valid: data.Encoded
+  test: data.Encoded
+  records: dict[str, list[Record]]
+  names: tuple[str, ...]
+  notes: tuple[str, ...]
+
+
+@dataclasses.dataclass(frozen=True)
+class Job:
+  """Everything that a run needs, made from a configuration."""
+
+  config: Config
+  model: ModelSpec
+  adapted: Adapted
+  tokenizer: tokenizers.Tokenizer
+  corpus: Corpus
+  objective: losses.Objective
+  optimizer: optax.GradientTransformationExtraArgs
+  steps: int
+  score: Callable[[Mapping[str, float]], float]
+
+
+def job(config: Config) -> Job:
+  """The run that a configuration describes.
+
+  Raises:
+    InputError: a value, file or column that cannot be used.
+  """
+  check(config)
+  model_key, head_key, method_key = jax.random.split(jax.random.key(config.seed), 3)
+  records, notes = read_records(config)
+  if config.model:
+    source = resolve(config.model)
+    model, params = interop.load(source, remat=config.train.remat)
+    tokenizer = interop.load_tokenizer(source)
+  else:
+    tokenizer = train_tokenizer(config, records['train'])
+    model = fresh_decoder(config, tokenizer)
+    params = model.init(model_key)
+  corpus = encode(config, tokenizer, model, records, notes)
+  if config.task == 'causal_lm' and model.task != 'causal_lm':
+    raise InputError(f'task is causal_lm, but {config.model!r} is an {model.family}; use a decoder')
+  if config.task != 'causal_lm':
+    outputs = len(corpus.names) if config.task == 'classification' else 1
+    model, params = models.classifier(head_key, model, params, outputs)
+  steps = count_steps(config, corpus.train.examples)
+  return Job(
+    config=config,
+    model=model,
+    adapted=method(config, method_key, params),
+    tokenizer=tokenizer,
+    corpus=corpus,
+    objective=objective(config, model),
+    optimizer=optimizer(config, steps),
+    steps=steps,
+    score=lambda metrics: (
+      metrics.get('accuracy', 0.0) if config.task == 'classification' else -metrics['loss']
+    ),
+  )
+
+
+def defaults() -> Config:
+  """The configuration with nothing chosen."""
+  return base.get_config()
+
+
+def check(config: Config) -> None:
+  """Refuses values that make no sense, before anything is read or loaded."""
+  for name, value in flatten(config):
+    if isinstance(value, float) and not math.isfinite(value):
+      raise InputError(f'{name} is {value}; it must be a finite number')
+  for name, least in (
+    ('data.max_length', 2),
+    ('data.valid', 0),
+    ('data.test', 0),
+    ('method.rank', 1),
+    ('optim.warmup', 0),
+    ('optim.weight_decay', 0),
+    ('optim.clip_norm', 0),
+    ('train.steps', 0),
+    ('train.epochs', 0),
+    ('train.batch_size', 1),
+    ('train.accumulate', 1),
+    ('train.eval_every', 0),
+    ('train.save_every', 0),
+    ('train.log_every', 1),
+    ('train.chunk', 0),
+    ('eval.batch_size', 1),
+    ('seed', 0),
+  ):
+    value = dict(flatten(config))[name]
+    if value < least:
+      raise InputError(f'{name} is {value}; it must be at least {least}')
+  for name in ('optim.lr', 'method.alpha'):
+    if not dict(flatten(config))[name] > 0:
+      raise InputError(f'{name} is {dict(flatten(config))[name]}; it must be above zero')
+  for name, value, known in (
+    ('task', config.task, TASKS),
+    ('method.name', config.method.name, METHODS),
+  ):
+    if value not in known:
+      raise InputError(f'{name} is {value!r}; choose one of {", ".join(known)}')
+  if config.train.batch_size % config.train.accumulate:
+    raise InputError(
+      f'train.accumulate is {config.train.accumulate}, which does not divide '
+      f'train.batch_size {config.train.batch_size}'
+    )
+  if not config.data.path:
+    raise InputError('data.path is empty; give a file with --config.data.path=FILE')
+
+
+def flatten(config: Any, prefix: str = '') -> list[tuple[str, Any]]:
+  """`[('data.path', ...), ...]` for every value of a configuration."""
+  rows: list[tuple[str, Any]] = []
+  for name, value in config.items():
+    if isinstance(value, Mapping | Config):
+      rows += flatten(value, f'{prefix}{name}.')
+    else:
+      rows.append((f'{prefix}{name}', value))
+  return rows
+
+
+def resolve(source: str) -> str:
+  """A path or Hub id as it is; `package://NAME/PATH` as the file inside the installed package."""
+  match = re.fullmatch(r'package://([^/]+)/(.+)', source)
+  if not match:
+    return source
+  spec = importlib.util.find_spec(match[1])
+  if spec is None or not spec.submodule_search_locations:
+    raise InputError(f'{source}: the package {match[1]!r} is not installed')
+  return str(pathlib.Path(spec.submodule_search_locations[0]) / match[2])
+
+
+def read_records(config: Config) -> tuple[dict[str, list[Record]], list[str]]:
+  """Rows of each split, without duplicates, and remarks for the report."""
+  path = resolve(config.data.path)
+  records = data.read(path)
+  if config.data.prompt:
+    records = [render(config, row, number) for number, row in enumerate(records, 1)]
+  field = 'prompt' if config.data.prompt else config.data.text
+  records, dropped = data.deduplicate(records, field)
+  sizes = {name: whole(config.data[name]) for name in ('valid', 'test')}
+  splits = data.split(records, sizes, config.seed)
+  notes = [
+    f'{pathlib.Path(path).name}: '
+    + ', '.join(f'{len(rows):,} {name}' for name, rows in splits.items())
+    + f' rows; {dropped:,} duplicates left out.'
+  ]
+  return splits, notes
+
+
+def render(config: Config, row: Record, number: int) -> Record:
+  """The row as `prompt` and `completion`: a column each, or a template over the columns."""
+
+  def text(name: str) -> str:
+    template = config.data[name]
+    try:
+      return template.format_map(row) if '{' in template else str(row[template])
+    except KeyError as error:
+      raise InputError(
+        f'data.{name} asks for the column {error.args[0]!r}, which row {number} does not have; '
+        f'its columns are {", ".join(row)}'
+      ) from None
+    except (ValueError, IndexError) as error:
+      raise InputError(f'data.{name} is not a template like "{{column}}": {error}') from None
+
+  return {'prompt': text('prompt'), 'completion': text('completion')}
+
+
+def whole(size: float) -> int | float:
+  """A count from 1 up, a fraction below."""
+  return int(size) if size >= 1 or size == 0 else float(size)
+
+
+def encode(
+  config: Config,
+  tokenizer: tokenizers.Tokenizer,
+  model: ModelSpec,
+  records: dict[str, list[Record]],
+  notes: Sequence[str],
+) -> Corpus:
+  """Every split as token ids, and what was cut or left out on the way."""
+  length = config.data.max_length
+  if length > model.config.positions:
+    raise InputError(
+      f'data.max_length is {length}, but the model has {model.config.positions} positions; '
+      f'set it to {model.config.positions} or less'
+    )
+  names: tuple[str, ...] = ()
+  if config.task == 'classification':
+    names = data.label_names(records['train'], config.data.label)
+  if config.train.steps and config.task != 'causal_lm':
+    # What the steps will not reach need not be tokenized; the rows are in random order already.
+    reach = config.train.steps * config.train.batch_size
+    records = {**records, 'train': records['train'][:reach]}
+  encoded = {
+    split: encode_rows(config, tokenizer, rows, names) for split, rows in records.items() if rows
+  }
+  lines = list(notes)
+  for split, part in encoded.items():
+    cut = f'{part.truncated:,} of {len(records[split]):,} {split} rows are longer than {length} '
+    if part.truncated:
+      lines.append(cut + 'tokens and were cut.')
+    if part.empty or part.unlearned:
+      lines.append(
+        f'{split}: {part.empty:,} rows without text and {part.unlearned:,} with nothing to learn '
+        'were left out.'
+      )
+  nothing = data.Encoded([])
+  return Corpus(
+    train=encoded['train'],
+    valid=encoded.get('valid', nothing),
+    test=encoded.get('test', nothing),
+    records=records,
+    names=names,
+    notes=tuple(lines),
+  )
+
+
+def encode_rows(
+  config: Config,
+  tokenizer: tokenizers.Tokenizer,
+  rows: Sequence[Record],
+  names: tuple[str, ...],
+  labelled: bool = True,
+) -> data.Encoded:
+  """Rows as examples of the configured task; without labels for prediction."""
+  c = config.data
+  label = c.label if labelled else None
+  if config.task == 'classification':
+    return data.encode_classification(
+      rows, tokenizer, text=c.text, label=label, names=names, max_length=c.max_length
+    )
+  if config.task == 'regression':
+    return data.encode_regression(
+      rows, tokenizer, text=c.text, label=label, max_length=c.max_length
+    )
+  special = interop.special_tokens(tokenizer)
+  if c.prompt:
+    return data.encode_completions(
+      rows,
+      tokenizer,
+      prompt='prompt',
+      completion='completion',
+      max_length=c.max_length,
+      eos=special.eos,
+    )
+  return data.encode_text(
+    rows, tokenizer, text=c.text, max_length=c.max_length, bos=special.bos, eos=special.eos
+  )
+
+
+def eval_batches(config: Config, part: data.Encoded) -> list[dict[str, Any]]:
+  """Every example once and in order, in batches of one shape."""
+  return data.eval_batches(
+    part.examples,
+    config.eval.batch_size,
+    max_length=config.data.max_length,
+    pack=config.data.pack,
+  )
+
+
+def count_steps(config: Config, examples: Sequence[Any]) -> int:
+  """`train.steps`, or as many as `train.epochs` take."""
+  c = config.train
+  if c.steps:
+    return c.steps
+  if not c.epochs > 0:
+    raise InputError('train.steps and train.epochs are both zero; set one of them')
+  epoch = data.steps_per_epoch(
+    examples, c.batch_size, max_length=config.data.max_length, pack=config.data.pack
+  )
+  return max(1, math.ceil(c.epochs * epoch))
+
+
+def method(config: Config, key: jax.Array, params: Params) -> Adapted:
+  """The parameters as the fine-tuning method wants them, and what of them trains."""
+  c = config.method
+  if c.name == 'full':
+    return adapt.full(params)
+  if c.name == 'probe':
+    return adapt.probe(params)
+  return adapt.lora(key, params, c.rank, c.alpha, targets=c.targets or adapt.LINEAR)
+
+
+def objective(config: Config, model: ModelSpec) -> losses.Objective:
+  """What the configured task minimizes."""
+  if config.task == 'classification':
+    return losses.classification(model)
+  if config.task == 'regression':
+    return losses.mean_squared_error(model)
+  return losses.causal_lm(model, config.train.chunk or None)
+
+
+def optimizer(config: Config, steps: int) -> optax.GradientTransformationExtraArgs:
+  """The update rule with its schedule, clipping and hyperparameters."""
+  c = config.optim
+  others = dict(c.hyperparameters)
+  if c.weight_decay or c.name == 'adamw':
+    others['weight_decay'] = c.weight_decay
+  return optim.create(
+    c.name,
+    c.lr,
+    schedule=optim.schedule(c.schedule, steps=steps, warmup=whole(c.warmup)),
+    clip_norm=c.clip_norm or None,
+    **others,
+  )
+
+
+def train_tokenizer(config: Config, rows: Sequence[Record]) -> tokenizers.Tokenizer:
+  """A byte-level BPE tokenizer of `decoder.vocabulary` tokens, trained on the training rows."""
+  field = 'prompt' if config.data.prompt else config.data.text
+  tokenizer = tokenizers.Tokenizer(tokenizers.models.BPE())
+  tokenizer.pre_tokenizer = tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=False)
+  tokenizer.decoder = tokenizers.decoders.ByteLevel()
+  trainer = tokenizers.trainers.BpeTrainer(
+    vocab_size=config.decoder.vocabulary,
+    special_tokens=['<|endoftext|>'],
+    initial_alphabet=tokenizers.pre_tokenizers.ByteLevel.alphabet(),
+    show_progress=False,
+  )
+  tokenizer.train_from_iterator(data.column(rows, field), trainer)
+  return tokenizer
+
+
+def fresh_decoder(config: Config, tokenizer: tokenizers.Tokenizer) -> ModelSpec:
+  """A decoder of the configured sizes for the tokenizer's vocabulary."""
+  c = config.decoder
+  if c.width % c.heads or c.heads % c.kv_heads:
+    raise InputError(
+      f'decoder: heads {c.heads} must divide width {c.width}, and kv_heads {c.kv_heads} the heads'
+    )
+  return models.decoder(
+    models.DecoderConfig(
+      vocabulary=tokenizer.get_vocab_size(),
+      width=c.width,
+      hidden=c.hidden,
+      layers=c.layers,
+      heads=c.heads,
+      kv_heads=c.kv_heads,
+      head_width=c.width // c.heads,
+      positions=max(config.data.max_length, 2048),
+      remat=config.train.remat,
+    )
+  )

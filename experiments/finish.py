@@ -1,0 +1,175 @@
+"""The end of a run: files for other tools, a page for a person, and the last lines."""
+
+import pathlib
+from typing import Any
+
+import jax
+import numpy as np
+
+from experiments import build, workdir
+from experiments.build import Job
+from jaxtune import data, interop, plan, report, tree
+from jaxtune.typing import Params
+
+MISTAKES = 12  # shown in the report
+
+
+def export(job: Job, params: Params, folder: pathlib.Path) -> None:
+  """Writes what the method trained: a PEFT adapter, or a whole Hugging Face folder."""
+  config = job.config
+  if config.method.name == 'lora':
+    base = config.export.base or config.model
+    interop.save_adapter(folder, job.model, params, base=base, labels=job.corpus.names)
+  else:
+    source = build.resolve(config.model) if config.model else None
+    interop.save_hf(
+      folder, job.model, params, source=source, tokenizer=job.tokenizer, labels=job.corpus.names
+    )
+
+
+def outputs(job: Job, params: Params, part: data.Encoded) -> np.ndarray:
+  """The model's outputs `[N, C]` for every example of a classifier or regressor."""
+  apply = jax.jit(job.model.apply)
+  rows = []
+  for batch in build.eval_batches(job.config, part):
+    real = batch['weight'] > 0
+    rows.append(np.asarray(apply(params, batch['tokens'], batch['mask']))[real])
+  return np.concatenate(rows)
+
+
+def scores(job: Job, folder: pathlib.Path) -> dict[str, dict[str, Any]]:
+  """The final numbers before and after, accuracies of rows with their 95% intervals."""
+  stages: dict[str, dict[str, Any]] = {}
+  rows = len(job.corpus.test.examples)
+  for stage, name in (('before', 'before'), ('test', 'after')):
+    values: dict[str, Any] = dict(workdir.measured(folder, stage))
+    if values and job.config.task == 'classification':
+      values['accuracy'] = report.wilson(round(values['accuracy'] * rows), rows)
+    if values:
+      stages[name] = values
+  return stages
+
+
+def headline(job: Job, stages: dict[str, dict[str, Any]], step: int) -> str:
+  """One sentence: what was reached."""
+  name = 'accuracy' if job.config.task == 'classification' else 'loss'
+  rows = len(job.corpus.test.examples)
+  if 'after' not in stages:
+    return f'{job.steps} steps taken; no test rows were held out (data.test is 0).'
+
+  def shown(stage: str) -> str:
+    value = stages[stage][name]
+    return f'{value.value if isinstance(value, report.Interval) else value:.3f}'
+
+  kind = 'rows' if job.config.task != 'causal_lm' else 'sequences'
+  return (
+    f'{name.capitalize()} on {rows:,} held-out test {kind} went from {shown("before")} to '
+    f'{shown("after")} (the best of {job.steps} steps is step {step}).'
+  )
+
+
+def classified(job: Job, params: Params) -> tuple[report.Confusion | None, list[report.Prediction]]:
+  """The confusion matrix of the test rows, and the mistakes that the model is surest of."""
+  part, names = job.corpus.test, job.corpus.names
+  if job.config.task != 'classification' or not part.examples:
+    return None, []
+  probabilities = np.asarray(jax.nn.softmax(outputs(job, params, part), axis=-1))
+  true = np.array([int(example['label']) for example in part.examples])
+  guess = probabilities.argmax(axis=-1)
+  counts = np.zeros((len(names), len(names)), int)
+  np.add.at(counts, (true, guess), 1)
+  sure = probabilities.max(axis=-1)
+  wrong = np.flatnonzero(true != guess)
+  wrong = wrong[np.argsort(-sure[wrong])][:MISTAKES]
+  mistakes = [
+    report.Prediction(
+      text=job.tokenizer.decode(part.examples[i]['tokens'].tolist()),
+      label=names[true[i]],
+      predicted=names[guess[i]],
+      probability=float(sure[i]),
+    )
+    for i in wrong
+  ]
+  return report.Confusion(names, counts.tolist()), mistakes
+
+
+def finish(
+  job: Job,
+  params: Params,
+  folder: pathlib.Path,
+  *,
+  step: int,
+  seconds: float,
+  forecast: plan.Forecast,
+) -> None:
+  """Exports, writes the report and the result, and says where they are."""
+  config = job.config
+  export(job, params, folder / 'export')
+  stages = scores(job, folder)
+  sentence = headline(job, stages, step)
+  trained, _ = tree.partition(params, job.adapted.rules)
+  confusion, mistakes = classified(job, params)
+  flat = dict(build.flatten(config))
+  defaults = dict(build.flatten(build.defaults()))
+  if config.method.name == 'lora':
+    card = report.adapter_card(
+      title=folder.name,
+      summary=sentence,
+      base_model=config.export.base or config.model,
+      task=config.task,
+      data=config.data.path,
+      scores=stages,
+      hyperparameters={k: v for k, v in flat.items() if k.split('.')[0] in ('method', 'optim')},
+      labels=job.corpus.names,
+    )
+    (folder / 'export' / 'README.md').write_text(card, encoding='utf-8')
+  report.write_report(
+    folder / 'report.html',
+    report.Report(
+      title=folder.name,
+      headline=sentence,
+      facts={
+        'task': config.task,
+        'model': config.model or f'{job.model.family} from scratch',
+        'method': config.method.name,
+        'trained parameters': f'{tree.count(trained):,} of {tree.count(params):,}',
+        'steps': job.steps,
+        'time of this start': f'{seconds:.0f} s',
+      },
+      scores=stages,
+      metrics=report.read_metrics(folder / 'metrics.jsonl'),
+      confusion=confusion,
+      mistakes=mistakes,
+      config=flat,
+      overridden=[name for name, value in flat.items() if value != defaults.get(name)],
+      routing=tree.routing(job.adapted.rules, params),
+      memory={
+        **{f'forecast: {name}': value for name, value in forecast._asdict().items()},
+        'measured peak of the process': report.peak_rss(),
+      },
+      environment=report.versions(),
+      files={
+        'export/': 'what other tools open',
+        'metrics.jsonl': 'every step and evaluation',
+        'checkpoints/': 'the newest two steps and the best',
+        'run.json': 'configuration, seed and versions',
+      },
+      notes=job.corpus.notes,
+    ),
+  )
+  plain = {
+    stage: {name: getattr(value, 'value', value) for name, value in values.items()}
+    for stage, values in stages.items()
+  }
+  workdir.write_json(
+    folder / workdir.RESULT,
+    {'headline': sentence, 'step': step, 'labels': list(job.corpus.names), 'scores': plain},
+  )
+  say(folder, sentence)
+
+
+def say(folder: pathlib.Path, sentence: str) -> None:
+  """The last lines of a finished run."""
+  print(f'\n{sentence}')
+  print(f'report   {folder / "report.html"}')
+  print(f'export   {folder / "export"}')

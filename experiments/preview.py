@@ -1,0 +1,33 @@
+"""A dry run: what would be trained, on what, and how much memory it takes."""
+
+from experiments import run
+from experiments.build import Job
+from jaxtune import data, tree
+
+
+def preview(job: Job) -> int:
+  """Prints shapes, routing, the first batch as the loss sees it, and the memory forecast."""
+  config = job.config
+  params, rules = job.adapted
+  routes = tree.routing(rules, params)
+  print(tree.format_routing(routes))
+  trained = sum(_size(route) for route in routes if route.value)
+  total = sum(_size(route) for route in routes)
+  print(f'\n{trained:,} of {total:,} parameters are trained ({100 * trained / total:.2f}%)\n')
+  for note in job.corpus.notes:
+    print(note)
+  program = run.compile(job)
+  batch = next(program.batches)
+  print('\nbatch: ' + ', '.join(f'{k} {v.dtype}{list(v.shape)}' for k, v in batch.items()))
+  print(data.preview(batch, job.tokenizer, names=job.corpus.names or None))
+  print(f'\n{job.steps} steps of {config.train.batch_size} rows; memory while a step runs:')
+  for name, size in program.forecast._asdict().items():
+    print(f'  {name:12} {size / 2**20:10.1f} MiB')
+  return 0
+
+
+def _size(route: tree.Route) -> int:
+  size = 1
+  for side in route.shape:
+    size *= side
+  return size

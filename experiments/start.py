@@ -1,0 +1,35 @@
+"""What every training script does with its flags: claim the folder, build the job, run it."""
+
+import pathlib
+
+from experiments import build, finish, preview, run, workdir
+from experiments.build import Config
+from jaxtune.typing import InputError
+
+
+def start(config: Config, folder: str | None, *, dry_run: bool, pretrained: bool) -> int:
+  """Runs a configuration in a folder, or prints what it would do; returns the exit code.
+
+  Raises:
+    InputError: no folder, or a configuration for the other script.
+  """
+  if bool(config.model) != pretrained:
+    raise InputError(
+      'model is empty; give one with --config.model=..., or train from scratch with '
+      'experiments.pretrain'
+      if pretrained
+      else f'model is {config.model!r}; to start from a pretrained model use experiments.finetune'
+    )
+  if dry_run:
+    return preview.preview(build.job(config))
+  if not folder:
+    raise InputError('--workdir is missing: the folder of this run')
+  path = pathlib.Path(folder)
+  build.check(config)
+  workdir.claim(path, config)
+  done = workdir.result(path)
+  if done:
+    print(f'{path} holds this run, finished at step {done["step"]}; nothing to do')
+    finish.say(path, done['headline'])
+    return 0
+  return run.run(build.job(config), path)

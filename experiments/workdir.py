@@ -1,0 +1,86 @@
+"""A work directory belongs to one configuration: claiming it, and telling when it is finished."""
+
+import json
+import pathlib
+from typing import Any
+
+from experiments.build import Config, flatten
+from jaxtune import report
+from jaxtune.typing import InputError
+
+FORMAT = 1  # of the files in a work directory; raised when older versions cannot read them
+RUN = 'run.json'
+RESULT = 'result.json'
+
+
+def claim(workdir: pathlib.Path, config: Config) -> None:
+  """Makes the folder this configuration's own, or sees that it already is.
+
+  Raises:
+    InputError: it holds a run of another configuration, or of a newer version of jaxtune.
+  """
+  path = workdir / RUN
+  wanted = json.loads(config.to_json())
+  if not path.exists():
+    workdir.mkdir(parents=True, exist_ok=True)
+    write_json(path, {'format': FORMAT, 'config': wanted, 'versions': report.versions()})
+    return
+  found = dict(flatten(read_run(workdir)['config']))
+  given = dict(flatten(wanted))
+  differences = [
+    f'{name} is {found.get(name, "missing")!r} there and {given.get(name, "missing")!r} here'
+    for name in sorted({*found, *given})
+    if found.get(name) != given.get(name)
+  ]
+  if differences:
+    raise InputError(
+      f'{workdir} holds a run of another configuration: {"; ".join(differences)}; '
+      'give another --workdir, or the same configuration to resume'
+    )
+
+
+def read_run(workdir: pathlib.Path) -> dict[str, Any]:
+  """What `claim` wrote.
+
+  Raises:
+    InputError: no run there, or one of a newer version.
+  """
+  path = workdir / RUN
+  if not path.is_file():
+    raise InputError(f'{workdir} holds no run ({RUN} is missing); give the --workdir of a run')
+  try:
+    run = json.loads(path.read_text())
+    version = run['format']
+  except (ValueError, KeyError, TypeError):
+    raise InputError(f'{path} is damaged; start again in another --workdir') from None
+  if version > FORMAT:
+    raise InputError(
+      f'{workdir} was written by a newer jaxtune ({run["versions"]["jaxtune"]}, format {version}; '
+      f'this one reads up to {FORMAT}); upgrade jaxtune, or give another --workdir'
+    )
+  return run
+
+
+def read_config(workdir: pathlib.Path) -> Config:
+  """The resolved configuration of the run in a folder."""
+  return Config(read_run(workdir)['config'])
+
+
+def result(workdir: pathlib.Path) -> dict[str, Any] | None:
+  """What the finished run reached; None while it is not finished."""
+  path = workdir / RESULT
+  return json.loads(path.read_text()) if path.is_file() else None
+
+
+def measured(workdir: pathlib.Path, stage: str) -> dict[str, float]:
+  """The final numbers of a stage (`before`, `test`) from the log; empty if it has none."""
+  for line in report.read_metrics(workdir / 'metrics.jsonl'):
+    values = {k.partition('/')[2]: v for k, v in line.items() if k.startswith(f'{stage}/')}
+    if values:
+      return values
+  return {}
+
+
+def write_json(path: pathlib.Path, values: Any) -> None:
+  """Writes a JSON file whole or not at all."""
+  report.replace_file(path, (json.dumps(values, indent=2) + '\n').encode())
