@@ -1,6 +1,7 @@
 """From a configuration to the functions and values of a run. Nothing else reads configurations."""
 
 import dataclasses
+import difflib
 import importlib.util
 import math
 import pathlib
@@ -22,6 +23,7 @@ from jaxtune.typing import InputError, Params
 Record = dict[str, Any]
 TASKS = ('classification', 'regression', 'causal_lm')
 METHODS = ('lora', 'full', 'probe')
+END_OF_TEXT = '<|endoftext|>'  # of a tokenizer trained here
 
 
 @dataclasses.dataclass(frozen=True)
@@ -64,11 +66,13 @@ def job(config: Config) -> Job:
     source = resolve(config.model)
     model, params = interop.load(source, remat=config.train.remat)
     tokenizer = interop.load_tokenizer(source)
+    special = interop.special_tokens(source)
   else:
     tokenizer = train_tokenizer(config, records['train'])
     model = fresh_decoder(config, tokenizer)
     params = model.init(model_key)
-  corpus = encode(config, tokenizer, model, records, notes)
+    special = interop.SpecialTokens(eos=tokenizer.token_to_id(END_OF_TEXT))
+  corpus = encode(config, tokenizer, special, model, records, notes)
   if config.task == 'causal_lm' and model.task != 'causal_lm':
     raise InputError(f'task is causal_lm, but {config.model!r} is an {model.family}; use a decoder')
   if config.task != 'causal_lm':
@@ -98,6 +102,7 @@ def defaults() -> Config:
 def check(config: Config) -> None:
   """Refuses values that make no sense, before anything is read or loaded."""
   for name, value in flatten(config):
+    check_key(name)
     if isinstance(value, float) and not math.isfinite(value):
       raise InputError(f'{name} is {value}; it must be a finite number')
   for name, least in (
@@ -140,6 +145,15 @@ def check(config: Config) -> None:
     raise InputError('data.path is empty; give a file with --config.data.path=FILE')
 
 
+def check_key(name: str) -> None:
+  """Refuses a key that no configuration has, and names the nearest that one has."""
+  known = [known for known, _ in flatten(defaults())]
+  if name not in known and not name.startswith('optim.hyperparameters.'):
+    near = difflib.get_close_matches(name, known, n=1)
+    hint = f'did you mean {near[0]!r}?' if near else 'configs/base.py lists them all'
+    raise InputError(f'unknown config key {name!r}; {hint}')
+
+
 def flatten(config: Any, prefix: str = '') -> list[tuple[str, Any]]:
   """`[('data.path', ...), ...]` for every value of a configuration."""
   rows: list[tuple[str, Any]] = []
@@ -165,12 +179,10 @@ def resolve(source: str) -> str:
 def read_records(config: Config) -> tuple[dict[str, list[Record]], list[str]]:
   """Rows of each split, without duplicates, and remarks for the report."""
   path = resolve(config.data.path)
-  records = data.read(path)
-  if config.data.prompt:
-    records = [render(config, row, number) for number, row in enumerate(records, 1)]
+  records = read_rows(config, path)
   field = 'prompt' if config.data.prompt else config.data.text
   records, dropped = data.deduplicate(records, field)
-  sizes = {name: whole(config.data[name]) for name in ('valid', 'test')}
+  sizes = {name: held_out(config.data[name], len(records)) for name in ('valid', 'test')}
   splits = data.split(records, sizes, config.seed)
   notes = [
     f'{pathlib.Path(path).name}: '
@@ -178,6 +190,16 @@ def read_records(config: Config) -> tuple[dict[str, list[Record]], list[str]]:
     + f' rows; {dropped:,} duplicates left out.'
   ]
   return splits, notes
+
+
+def read_rows(config: Config, path: str) -> list[Record]:
+  """The rows of a file, its columns checked; for pairs, as their prompts and completions."""
+  records = data.read(path)
+  if not config.data.prompt:
+    data.column(records, config.data.text, path)
+  if config.data.prompt:
+    records = [render(config, row, number) for number, row in enumerate(records, 1)]
+  return records
 
 
 def render(config: Config, row: Record, number: int) -> Record:
@@ -198,14 +220,15 @@ def render(config: Config, row: Record, number: int) -> Record:
   return {'prompt': text('prompt'), 'completion': text('completion')}
 
 
-def whole(size: float) -> int | float:
-  """A count from 1 up, a fraction below."""
-  return int(size) if size >= 1 or size == 0 else float(size)
+def held_out(size: float, rows: int) -> int:
+  """A count from 1 up; below that a fraction of the rows, and then at least one of them."""
+  return int(size) if size >= 1 or size == 0 else max(1, round(size * rows))
 
 
 def encode(
   config: Config,
   tokenizer: tokenizers.Tokenizer,
+  special: interop.SpecialTokens,
   model: ModelSpec,
   records: dict[str, list[Record]],
   notes: Sequence[str],
@@ -225,7 +248,9 @@ def encode(
     reach = config.train.steps * config.train.batch_size
     records = {**records, 'train': records['train'][:reach]}
   encoded = {
-    split: encode_rows(config, tokenizer, rows, names) for split, rows in records.items() if rows
+    split: encode_rows(config, tokenizer, special, rows, names)
+    for split, rows in records.items()
+    if rows
   }
   lines = list(notes)
   for split, part in encoded.items():
@@ -251,6 +276,7 @@ def encode(
 def encode_rows(
   config: Config,
   tokenizer: tokenizers.Tokenizer,
+  special: interop.SpecialTokens,
   rows: Sequence[Record],
   names: tuple[str, ...],
   labelled: bool = True,
@@ -266,7 +292,6 @@ def encode_rows(
     return data.encode_regression(
       rows, tokenizer, text=c.text, label=label, max_length=c.max_length
     )
-  special = interop.special_tokens(tokenizer)
   if c.prompt:
     return data.encode_completions(
       rows,
@@ -327,12 +352,13 @@ def optimizer(config: Config, steps: int) -> optax.GradientTransformationExtraAr
   """The update rule with its schedule, clipping and hyperparameters."""
   c = config.optim
   others = dict(c.hyperparameters)
+  warmup = int(c.warmup) if c.warmup >= 1 else float(c.warmup)
   if c.weight_decay or c.name == 'adamw':
     others['weight_decay'] = c.weight_decay
   return optim.create(
     c.name,
     c.lr,
-    schedule=optim.schedule(c.schedule, steps=steps, warmup=whole(c.warmup)),
+    schedule=optim.schedule(c.schedule, steps=steps, warmup=warmup),
     clip_norm=c.clip_norm or None,
     **others,
   )
@@ -346,7 +372,7 @@ def train_tokenizer(config: Config, rows: Sequence[Record]) -> tokenizers.Tokeni
   tokenizer.decoder = tokenizers.decoders.ByteLevel()
   trainer = tokenizers.trainers.BpeTrainer(
     vocab_size=config.decoder.vocabulary,
-    special_tokens=['<|endoftext|>'],
+    special_tokens=[END_OF_TEXT],
     initial_alphabet=tokenizers.pre_tokenizers.ByteLevel.alphabet(),
     show_progress=False,
   )

@@ -1,12 +1,14 @@
 """How every experiment starts and fails: one clear line for what the user can mend."""
 
 import contextlib
+import re
 import signal
 import sys
 from collections.abc import Callable, Iterator
 
-from absl import app, logging
+from absl import app, flags, logging
 
+from experiments import build
 from jaxtune.typing import InputError
 
 INTERRUPTED = 130  # the shell's exit code of SIGINT
@@ -16,16 +18,35 @@ def launch(main: Callable[[], int | None]) -> None:
   """Parses the flags and runs `main`; bad input is one line on stderr and exit code 1."""
 
   def guarded(arguments: list[str]) -> int | None:
-    if len(arguments) > 1:
-      raise app.UsageError(f'unknown argument {arguments[1]!r}; flags start with --')
     logging.set_verbosity(logging.ERROR)
+    if len(arguments) > 1:
+      return fail(f'unknown argument {arguments[1]!r}; flags start with --')
     try:
       return main()
     except (InputError, OSError) as error:
-      print(f'error: {error}', file=sys.stderr)
-      return 1
+      return fail(str(error))
 
-  app.run(guarded)
+  app.run(guarded, flags_parser=parse)
+
+
+def fail(message: str) -> int:
+  """Prints one line and gives the exit code."""
+  print('error: ' + ' '.join(message.split()), file=sys.stderr)
+  return 1
+
+
+def parse(arguments: list[str]) -> list[str]:
+  """The arguments that are no flags; ends with one line on a flag that cannot be used."""
+  try:
+    for argument in arguments:
+      if key := re.match(r'--?config\.([^=]+)', argument):
+        build.check_key(key[1])
+    return flags.FLAGS(arguments)
+  except (flags.Error, InputError, OSError) as error:
+    sys.exit(fail(str(error)))
+  except (AttributeError, ImportError, KeyError, SyntaxError, TypeError, ValueError) as error:
+    # Raised by a configuration file while it runs, or by a value of the wrong type.
+    sys.exit(fail(f'--config: {type(error).__name__}: {error}'))
 
 
 @contextlib.contextmanager

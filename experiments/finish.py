@@ -9,29 +9,36 @@ import numpy as np
 from experiments import build, workdir
 from experiments.build import Job
 from jaxtune import data, interop, plan, report, tree
+from jaxtune.models import ModelSpec
 from jaxtune.typing import Params
 
 MISTAKES = 12  # shown in the report
 
 
-def export(job: Job, params: Params, folder: pathlib.Path) -> None:
+def export(job: Job, params: Params, folder: pathlib.Path, card: str) -> None:
   """Writes what the method trained: a PEFT adapter, or a whole Hugging Face folder."""
-  config = job.config
+  config, labels = job.config, job.corpus.names or None
   if config.method.name == 'lora':
     base = config.export.base or config.model
-    interop.save_adapter(folder, job.model, params, base=base, labels=job.corpus.names)
-  else:
-    source = build.resolve(config.model) if config.model else None
-    interop.save_hf(
-      folder, job.model, params, source=source, tokenizer=job.tokenizer, labels=job.corpus.names
+    interop.save_adapter(
+      folder, job.model, params, base=base, rules=job.adapted.rules, labels=labels, card=card
     )
+    return
+  source = build.resolve(config.model) if config.model else None
+  interop.save_hf(folder, job.model, params, source=source, labels=labels)
+  if not source:
+    job.tokenizer.save(str(folder / 'tokenizer.json'))
+    tokens = {'tokenizer_class': 'PreTrainedTokenizerFast', 'eos_token': build.END_OF_TEXT}
+    workdir.write_json(folder / 'tokenizer_config.json', tokens)
 
 
-def outputs(job: Job, params: Params, part: data.Encoded) -> np.ndarray:
-  """The model's outputs `[N, C]` for every example of a classifier or regressor."""
-  apply = jax.jit(job.model.apply)
+def outputs(
+  config: build.Config, model: ModelSpec, params: Params, part: data.Encoded
+) -> np.ndarray:
+  """The outputs `[N, C]` of a classifier or regressor for every example."""
+  apply = jax.jit(model.apply)
   rows = []
-  for batch in build.eval_batches(job.config, part):
+  for batch in build.eval_batches(config, part):
     real = batch['weight'] > 0
     rows.append(np.asarray(apply(params, batch['tokens'], batch['mask']))[real])
   return np.concatenate(rows)
@@ -73,7 +80,7 @@ def classified(job: Job, params: Params) -> tuple[report.Confusion | None, list[
   part, names = job.corpus.test, job.corpus.names
   if job.config.task != 'classification' or not part.examples:
     return None, []
-  probabilities = np.asarray(jax.nn.softmax(outputs(job, params, part), axis=-1))
+  probabilities = np.asarray(jax.nn.softmax(outputs(job.config, job.model, params, part), axis=-1))
   true = np.array([int(example['label']) for example in part.examples])
   guess = probabilities.argmax(axis=-1)
   counts = np.zeros((len(names), len(names)), int)
@@ -104,25 +111,23 @@ def finish(
 ) -> None:
   """Exports, writes the report and the result, and says where they are."""
   config = job.config
-  export(job, params, folder / 'export')
   stages = scores(job, folder)
   sentence = headline(job, stages, step)
   trained, _ = tree.partition(params, job.adapted.rules)
   confusion, mistakes = classified(job, params)
   flat = dict(build.flatten(config))
   defaults = dict(build.flatten(build.defaults()))
-  if config.method.name == 'lora':
-    card = report.adapter_card(
-      title=folder.name,
-      summary=sentence,
-      base_model=config.export.base or config.model,
-      task=config.task,
-      data=config.data.path,
-      scores=stages,
-      hyperparameters={k: v for k, v in flat.items() if k.split('.')[0] in ('method', 'optim')},
-      labels=job.corpus.names,
-    )
-    (folder / 'export' / 'README.md').write_text(card, encoding='utf-8')
+  card = report.adapter_card(
+    title=folder.name,
+    summary=sentence,
+    base_model=config.export.base or config.model,
+    task=config.task,
+    data=config.data.path,
+    scores=stages,
+    hyperparameters={k: v for k, v in flat.items() if k.split('.')[0] in ('method', 'optim')},
+    labels=job.corpus.names,
+  )
+  export(job, params, folder / 'export', card)
   report.write_report(
     folder / 'report.html',
     report.Report(

@@ -26,10 +26,12 @@ def start(config: Config, folder: str | None, *, dry_run: bool, pretrained: bool
     raise InputError('--workdir is missing: the folder of this run')
   path = pathlib.Path(folder)
   build.check(config)
-  workdir.claim(path, config)
+  workdir.check(path, config)
   done = workdir.result(path)
   if done:
     print(f'{path} holds this run, finished at step {done["step"]}; nothing to do')
     finish.say(path, done['headline'])
     return 0
-  return run.run(build.job(config), path)
+  job = build.job(config)
+  workdir.claim(path, config)  # only now: a run that cannot be built leaves no trace
+  return run.run(job, path)

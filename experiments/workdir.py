@@ -13,20 +13,16 @@ RUN = 'run.json'
 RESULT = 'result.json'
 
 
-def claim(workdir: pathlib.Path, config: Config) -> None:
-  """Makes the folder this configuration's own, or sees that it already is.
+def check(workdir: pathlib.Path, config: Config) -> None:
+  """Sees that the folder is free, or holds a run of this very configuration.
 
   Raises:
     InputError: it holds a run of another configuration, or of a newer version of jaxtune.
   """
-  path = workdir / RUN
-  wanted = json.loads(config.to_json())
-  if not path.exists():
-    workdir.mkdir(parents=True, exist_ok=True)
-    write_json(path, {'format': FORMAT, 'config': wanted, 'versions': report.versions()})
+  if not (workdir / RUN).exists():
     return
   found = dict(flatten(read_run(workdir)['config']))
-  given = dict(flatten(wanted))
+  given = dict(flatten(json.loads(config.to_json())))
   differences = [
     f'{name} is {found.get(name, "missing")!r} there and {given.get(name, "missing")!r} here'
     for name in sorted({*found, *given})
@@ -37,6 +33,19 @@ def claim(workdir: pathlib.Path, config: Config) -> None:
       f'{workdir} holds a run of another configuration: {"; ".join(differences)}; '
       'give another --workdir, or the same configuration to resume'
     )
+
+
+def claim(workdir: pathlib.Path, config: Config) -> None:
+  """Makes the folder this configuration's own."""
+  check(workdir, config)
+  if not (workdir / RUN).exists():
+    workdir.mkdir(parents=True, exist_ok=True)
+    run = {
+      'format': FORMAT,
+      'config': json.loads(config.to_json()),
+      'versions': report.versions(),
+    }
+    write_json(workdir / RUN, run)
 
 
 def read_run(workdir: pathlib.Path) -> dict[str, Any]:

@@ -1,0 +1,79 @@
+"""Labels new rows with a tuned model.
+
+  python -m experiments.predict --workdir=runs/quickstart --input=new.csv --output=labelled.csv
+
+Every row comes back with `predicted` and, for classes, the probability of each. The input has the
+column of text that the run was trained on; .csv, .tsv, .jsonl and .json are read, and the output is
+CSV, or JSON lines where its name ends in .jsonl.
+"""
+
+import csv
+import io
+import json
+import pathlib
+import sys
+from typing import Any
+
+import jax
+import numpy as np
+from absl import flags
+
+from experiments import build, entry, finish, tuned
+from jaxtune import data, report
+from jaxtune.typing import InputError
+
+WORKDIR = flags.DEFINE_string('workdir', None, 'The folder of a finished run.', required=True)
+INPUT = flags.DEFINE_string('input', None, 'Rows to label.', required=True)
+OUTPUT = flags.DEFINE_string('output', '', 'Where to write them; the terminal by default.')
+
+
+def main() -> int:
+  run = tuned.open_run(WORKDIR.value)
+  if run.config.task == 'causal_lm':
+    raise InputError(f'{WORKDIR.value} holds a language model; predict labels rows of classifiers')
+  rows = data.read(INPUT.value)
+  part = build.encode_rows(run.config, run.tokenizer, run.special, rows, run.names, labelled=False)
+  outputs = finish.outputs(run.config, run.model, run.params, part)
+  labelled = [
+    {**row, **values} for row, values in zip(rows, predictions(outputs, run.names), strict=True)
+  ]
+  text = jsonl(labelled) if OUTPUT.value.endswith('.jsonl') else table(labelled)
+  if not OUTPUT.value:
+    sys.stdout.write(text)
+    return 0
+  report.replace_file(pathlib.Path(OUTPUT.value), text.encode())
+  cut = f'; {part.truncated:,} were longer than {run.config.data.max_length} tokens and were cut'
+  print(f'{len(rows):,} rows written to {OUTPUT.value}' + (cut if part.truncated else ''))
+  return 0
+
+
+def predictions(outputs: np.ndarray, names: tuple[str, ...]) -> list[dict[str, Any]]:
+  """Per row the predicted label and the probability of each, or the predicted number."""
+  if not names:
+    return [{'predicted': float(row[0])} for row in outputs]
+  probabilities = np.asarray(jax.nn.softmax(outputs, axis=-1))
+  return [
+    {
+      'predicted': names[int(row.argmax())],
+      **{f'probability {name}': round(float(p), 6) for name, p in zip(names, row, strict=True)},
+    }
+    for row in probabilities
+  ]
+
+
+def table(rows: list[dict[str, Any]]) -> str:
+  """Rows as CSV with a header."""
+  out = io.StringIO()
+  writer = csv.DictWriter(out, list(rows[0]), lineterminator='\n')
+  writer.writeheader()
+  writer.writerows(rows)
+  return out.getvalue()
+
+
+def jsonl(rows: list[dict[str, Any]]) -> str:
+  """Rows as JSON lines."""
+  return ''.join(json.dumps(row, ensure_ascii=False) + '\n' for row in rows)
+
+
+if __name__ == '__main__':
+  entry.launch(main)

@@ -1,0 +1,53 @@
+"""A finished run, opened again from the files that it exported."""
+
+import pathlib
+from typing import NamedTuple
+
+import tokenizers
+
+from experiments import build, workdir
+from experiments.build import Config
+from jaxtune import interop
+from jaxtune.models import ModelSpec
+from jaxtune.typing import InputError, Params
+
+
+class Tuned(NamedTuple):
+  """A tuned model with what it takes to feed it and to name its outputs."""
+
+  config: Config
+  model: ModelSpec
+  params: Params
+  tokenizer: tokenizers.Tokenizer
+  special: interop.SpecialTokens
+  names: tuple[str, ...]
+  source: str | None  # of the base; None for a model from scratch
+
+
+def open_run(folder: str) -> Tuned:
+  """The model that a finished run exported.
+
+  Raises:
+    InputError: no run there, or one that is not finished.
+  """
+  path = pathlib.Path(folder)
+  config = workdir.read_config(path)
+  if workdir.result(path) is None:
+    raise InputError(f'{path} holds a run that is not finished; start it again to go on with it')
+  export = path / 'export'
+  base = build.resolve(config.model) if config.model else None
+  if base and config.method.name == 'lora':
+    model, params = interop.load(base)
+    model, (params, _) = interop.load_adapter(export, model, params)
+  else:
+    model, params = interop.load(export)
+  tokens = base or export
+  return Tuned(
+    config=config,
+    model=model,
+    params=params,
+    tokenizer=interop.load_tokenizer(tokens),
+    special=interop.special_tokens(tokens),
+    names=interop.load_labels(export) or (),
+    source=base,
+  )
