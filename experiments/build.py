@@ -307,7 +307,9 @@ def encode_rows(
 
 
 def eval_batches(config: Config, part: data.Encoded) -> list[dict[str, Any]]:
-  """Every example once and in order, in batches of one shape."""
+  """Every example once and in order, in batches of one shape; none without examples."""
+  if not part.examples:
+    return []
   return data.eval_batches(
     part.examples,
     config.eval.batch_size,

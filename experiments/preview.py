@@ -2,7 +2,7 @@
 
 from experiments import run
 from experiments.build import Job
-from jaxtune import data, tree
+from jaxtune import data, plan, tree
 
 
 def preview(job: Job) -> int:
@@ -16,12 +16,13 @@ def preview(job: Job) -> int:
   print(f'\n{trained:,} of {total:,} parameters are trained ({100 * trained / total:.2f}%)\n')
   for note in job.corpus.notes:
     print(note)
-  program = run.compile(job)
-  batch = next(program.batches)
+  program, batches = run.prepare(job)
+  batch = next(batches)
   print('\nbatch: ' + ', '.join(f'{k} {v.dtype}{list(v.shape)}' for k, v in batch.items()))
   print(data.preview(batch, job.tokenizer, names=job.corpus.names or None))
   print(f'\n{job.steps} steps of {config.train.batch_size} rows; memory while a step runs:')
-  for name, size in program.forecast._asdict().items():
+  forecast = plan.forecast(program.step, program.state, program.frozen, program.batch)
+  for name, size in forecast._asdict().items():
     print(f'  {name:12} {size / 2**20:10.1f} MiB')
   return 0
 

@@ -3,10 +3,12 @@
 from jaxtune.train.checkpoint import Restored, best, open_checkpoints, restore, save
 from jaxtune.train.evaluate import evaluate
 from jaxtune.train.loop import fit
+from jaxtune.train.program import Program, prepare
 from jaxtune.train.state import State, init_state
 from jaxtune.train.step import Step, make_evaluation, make_step
 
 __all__ = [
+  'Program',
   'Restored',
   'State',
   'Step',
@@ -17,6 +19,7 @@ __all__ = [
   'make_evaluation',
   'make_step',
   'open_checkpoints',
+  'prepare',
   'restore',
   'save',
 ]

@@ -29,7 +29,7 @@ def fit(
   *,
   steps: int,
   place: Callable[[Batch], Batch] = lambda batch: batch,
-  evaluate: Callable[[Any, Any], Mapping[str, float]] | None = None,
+  evaluate: Callable[[Any], Mapping[str, float]] | None = None,
   eval_every: int = 0,
   save_every: int = 0,
   checkpoints: ocp.CheckpointManager | None = None,
@@ -50,7 +50,7 @@ def fit(
     batches: an endless iterator of host batches with `get_state` (see `data.batches`).
     steps: the number of the last step.
     place: puts a batch on the devices.
-    evaluate: `(trainable, frozen) -> metrics`, called every `eval_every` steps and at the end.
+    evaluate: `(trainable) -> metrics`, called every `eval_every` steps and at the end.
     eval_every: steps between evaluations; 0 for the end only.
     save_every: steps between checkpoints; 0 for the end only.
     checkpoints: where to save; None to save nothing.
@@ -96,7 +96,7 @@ def fit(
     flush()
     value = None
     if evaluate and due:
-      result = evaluate(state.trainable, frozen)
+      result = evaluate(state.trainable)
       log(number, {f'eval/{name}': mean for name, mean in result.items()})
       value = score(result)
       if best is None or value > best[1]:

@@ -22,7 +22,7 @@ def start(tiny):
 def rows(tiny):
   evaluation = jax.jit(train.make_evaluation(tiny.objective))
   held = data.eval_batches(tiny.examples[:20], 8, max_length=12)
-  return lambda trainable, frozen: train.evaluate(evaluation, trainable, frozen, held)
+  return lambda trainable: train.evaluate(evaluation, trainable, tiny.frozen, held)
 
 
 def test_logs_every_step_and_evaluation_in_order(tiny, step):
@@ -66,7 +66,7 @@ def test_best_evaluation_is_saved_even_between_saves(tiny, step, tmp_path):
   scores = iter([0.1, 0.9, 0.3, 0.2])
   manager = train.open_checkpoints(tmp_path)
   train.fit(
-    step, start(tiny), tiny.frozen, tiny.batches(), steps=8, evaluate=lambda t, f: {'loss': 0.0},
+    step, start(tiny), tiny.frozen, tiny.batches(), steps=8, evaluate=lambda trainable: {'loss': 0.0},
     eval_every=2, save_every=5, checkpoints=manager, score=lambda m: next(scores),
   )  # fmt: skip
   assert train.best(manager) == (4, 0.9)

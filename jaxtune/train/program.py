@@ -1,0 +1,92 @@
+"""A run on its devices: parameters placed, the one step compiled."""
+
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
+
+import jax
+import optax
+
+from jaxtune import shard, tree
+from jaxtune.losses import Objective
+from jaxtune.train.evaluate import evaluate
+from jaxtune.train.state import State, init_state
+from jaxtune.train.step import make_evaluation, make_step
+from jaxtune.typing import Batch, Key, Params
+
+
+class Program(NamedTuple):
+  """What `fit` needs.
+
+  Attributes:
+    step: the compiled step, for this one shape of batch; it donates its state.
+    state: the state before the first step.
+    frozen: the leaves that do not train.
+    place: puts a host batch on the devices.
+    evaluate: `(trainable, batches) -> means` of the objective, without dropout.
+    batch: the shapes of a placed batch.
+  """
+
+  step: jax.stages.Compiled
+  state: State
+  frozen: Params
+  place: Callable[[Batch], Batch]
+  evaluate: Callable[..., dict[str, float]]
+  batch: Any
+
+
+def prepare(
+  model: Any,
+  adapted: tuple[Params, tree.Rules],
+  objective: Objective,
+  optimizer: optax.GradientTransformation,
+  batches: Any,
+  *,
+  key: Key | None = None,
+  mesh: Mapping[str, int] | None = None,
+  accumulate: int = 1,
+) -> Program:
+  """Places the parameters on the devices and compiles the step.
+
+  Args:
+    model: a `ModelSpec`; its `axes` say how parameters may be cut.
+    adapted: what a method of `jaxtune.adapt` returns: parameters, and which of them train.
+    objective: what is minimized.
+    optimizer: any optax transformation.
+    batches: the iterator to train on, for the shapes of its batches; its place is not changed.
+    key: for dropout, the key of seed 0 by default.
+    mesh: devices along `data` and `fsdp`, see `shard.mesh`; all replicas by default.
+    accumulate: micro-batches that a batch is cut into.
+
+  Raises:
+    InputError: parameters or batches that the mesh does not divide.
+  """
+  grid = shard.mesh(mesh)
+  params, rules = adapted
+  shardings = shard.param_shardings(grid, params, model.axes(params))
+  trainable, frozen = tree.partition(jax.device_put(params, shardings), rules)
+  state = init_state(trainable, optimizer, jax.random.key(0) if key is None else key)
+  states = shard.state_shardings(grid, state, params, shardings)
+  state = jax.device_put(state, states)
+
+  def place(batch: Batch) -> Batch:
+    return shard.place_batch(grid, batch)
+
+  cursor = batches.get_state()
+  example = place(next(batches))
+  batches.set_state(cursor)
+  step = jax.jit(
+    make_step(objective, optimizer, accumulate=accumulate),
+    donate_argnums=0,
+    out_shardings=(states, shard.replicated(grid)),
+  )
+  evaluation = jax.jit(make_evaluation(objective))
+  return Program(
+    step=step.lower(state, frozen, example).compile(),
+    state=state,
+    frozen=frozen,
+    place=place,
+    evaluate=lambda trainable, batches: evaluate(
+      evaluation, trainable, frozen, batches, place=place
+    ),
+    batch=jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), example),
+  )
