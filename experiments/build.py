@@ -101,7 +101,11 @@ def defaults() -> Config:
 
 def check(config: Config) -> None:
   """Refuses values that make no sense, before anything is read or loaded."""
-  for name, value in flatten(config):
+  given = dict(flatten(config))
+  for name, _ in flatten(defaults()):
+    if name not in given:
+      raise InputError(f'the configuration has no {name!r}; start it from configs/base.py')
+  for name, value in given.items():
     check_key(name)
     if isinstance(value, float) and not math.isfinite(value):
       raise InputError(f'{name} is {value}; it must be a finite number')
@@ -122,14 +126,20 @@ def check(config: Config) -> None:
     ('train.log_every', 1),
     ('train.chunk', 0),
     ('eval.batch_size', 1),
+    ('decoder.vocabulary', 257),  # the bytes, and the end of a text
+    ('decoder.width', 1),
+    ('decoder.hidden', 1),
+    ('decoder.layers', 1),
+    ('decoder.heads', 1),
+    ('decoder.kv_heads', 1),
     ('seed', 0),
   ):
-    value = dict(flatten(config))[name]
+    value = given[name]
     if value < least:
       raise InputError(f'{name} is {value}; it must be at least {least}')
   for name in ('optim.lr', 'method.alpha'):
-    if not dict(flatten(config))[name] > 0:
-      raise InputError(f'{name} is {dict(flatten(config))[name]}; it must be above zero')
+    if not given[name] > 0:
+      raise InputError(f'{name} is {given[name]}; it must be above zero')
   for name, value, known in (
     ('task', config.task, TASKS),
     ('method.name', config.method.name, METHODS),
@@ -167,7 +177,7 @@ def flatten(config: Any, prefix: str = '') -> list[tuple[str, Any]]:
 
 def resolve(source: str) -> str:
   """A path or Hub id as it is; `package://NAME/PATH` as the file inside the installed package."""
-  match = re.fullmatch(r'package://([^/]+)/(.+)', source)
+  match = re.fullmatch(r'package://(\w+)/(.+)', source)
   if not match:
     return source
   spec = importlib.util.find_spec(match[1])

@@ -25,6 +25,9 @@ def launch(main: Callable[[], int | None]) -> None:
       return main()
     except (InputError, OSError) as error:
       return fail(str(error))
+    except KeyboardInterrupt:
+      print('interrupted', file=sys.stderr)
+      return INTERRUPTED
 
   app.run(guarded, flags_parser=parse)
 

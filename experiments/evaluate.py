@@ -13,6 +13,7 @@ from absl import flags
 
 from experiments import build, entry, tuned
 from jaxtune import report, train, tree
+from jaxtune.typing import InputError
 
 WORKDIR = flags.DEFINE_string('workdir', None, 'The folder of a finished run.', required=True)
 DATA = flags.DEFINE_string('data', '', 'Labelled rows; the test rows of the run by default.')
@@ -26,6 +27,10 @@ def main() -> int:
   else:
     splits, _ = build.read_records(config)
     rows, name = splits['test'], 'the test rows of the run'
+    if not rows:
+      raise InputError(
+        f'{WORKDIR.value}: the run held out no test rows (data.test is 0); give a file with --data'
+      )
   part = build.encode_rows(config, run.tokenizer, run.special, rows, run.names)
   objective = build.objective(config, run.model)
   trainable, frozen = tree.partition(run.params, ((r'', False),))

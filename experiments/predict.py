@@ -64,7 +64,8 @@ def predictions(outputs: np.ndarray, names: tuple[str, ...]) -> list[dict[str, A
 def table(rows: list[dict[str, Any]]) -> str:
   """Rows as CSV with a header."""
   out = io.StringIO()
-  writer = csv.DictWriter(out, list(rows[0]), lineterminator='\n')
+  columns = dict.fromkeys(name for row in rows for name in row)  # JSON rows may differ
+  writer = csv.DictWriter(out, list(columns), lineterminator='\n')
   writer.writeheader()
   writer.writerows(rows)
   return out.getvalue()

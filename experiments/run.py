@@ -19,11 +19,17 @@ import jax
 from experiments import build, entry, finish, workdir
 from experiments.build import Job
 from jaxtune import data, plan, report, train, tree
+from jaxtune.typing import InputError
 
 
 def prepare(job: Job) -> tuple[train.Program, data.Batches]:
   """The job on its devices, and the batches that it learns from."""
   config = job.config
+  if config.eval.batch_size % jax.device_count():
+    raise InputError(
+      f'eval.batch_size is {config.eval.batch_size}, which cannot be spread over '
+      f'{jax.device_count()} devices; set it to a multiple of {jax.device_count()}'
+    )
   batches = data.batches(
     job.corpus.train.examples,
     config.train.batch_size,
@@ -51,6 +57,7 @@ def run(job: Job, folder: pathlib.Path) -> int:
   print('compiling the step', flush=True)
   program, batches = prepare(job)
   forecast = plan.forecast(program.step, program.state, program.frozen, program.batch)
+  workdir.claim(folder, config)  # only now: a run that cannot be built leaves no trace
   manager = train.open_checkpoints(folder / 'checkpoints')
   restored = train.restore(manager, program.state)
   state = program.state
@@ -72,19 +79,19 @@ def run(job: Job, folder: pathlib.Path) -> int:
       metrics.write(0, {f'before/{name}': value for name, value in before.items()})
     with report.Progress(job.steps, start=resumed) as progress:
 
-      def log(step: int, values: dict[str, float]) -> None:
+      def log(line: dict[str, float]) -> None:
+        values = dict(line)
+        step = int(values.pop('step'))
         evaluated = 'eval/loss' in values
         if evaluated or step % config.train.log_every == 0 or step == job.steps:
           metrics.write(step, values)
         (progress.evaluated if evaluated else progress.step)(step, values)
 
       state = train.fit(
-        program.step,
-        state,
-        program.frozen,
+        program,
         batches,
         steps=job.steps,
-        place=program.place,
+        state=state,
         evaluate=functools.partial(program.evaluate, batches=valid) if valid else None,
         eval_every=config.train.eval_every,
         save_every=config.train.save_every,

@@ -13,6 +13,7 @@ def start(config: Config, folder: str | None, *, dry_run: bool, pretrained: bool
   Raises:
     InputError: no folder, or a configuration for the other script.
   """
+  build.check(config)
   if bool(config.model) != pretrained:
     raise InputError(
       'model is empty; give one with --config.model=..., or train from scratch with '
@@ -25,7 +26,6 @@ def start(config: Config, folder: str | None, *, dry_run: bool, pretrained: bool
   if not folder:
     raise InputError('--workdir is missing: the folder of this run')
   path = pathlib.Path(folder)
-  build.check(config)
   workdir.check(path, config)
   done = workdir.result(path)
   if done:
@@ -33,5 +33,4 @@ def start(config: Config, folder: str | None, *, dry_run: bool, pretrained: bool
     finish.say(path, done['headline'])
     return 0
   job = build.job(config)
-  workdir.claim(path, config)  # only now: a run that cannot be built leaves no trace
   return run.run(job, path)

@@ -48,6 +48,6 @@ def open_run(folder: str) -> Tuned:
     params=params,
     tokenizer=interop.load_tokenizer(tokens),
     special=interop.special_tokens(tokens),
-    names=interop.load_labels(export) or (),
+    names=(interop.load_labels(export) or ()) if config.task == 'classification' else (),
     source=base,
   )

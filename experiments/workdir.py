@@ -57,16 +57,15 @@ def read_run(workdir: pathlib.Path) -> dict[str, Any]:
   path = workdir / RUN
   if not path.is_file():
     raise InputError(f'{workdir} holds no run ({RUN} is missing); give the --workdir of a run')
-  try:
-    run = json.loads(path.read_text())
-    version = run['format']
-  except (ValueError, KeyError, TypeError):
-    raise InputError(f'{path} is damaged; start again in another --workdir') from None
-  if version > FORMAT:
+  run = read_json(path)
+  version = run.get('format')
+  if isinstance(version, int) and version > FORMAT:
     raise InputError(
-      f'{workdir} was written by a newer jaxtune ({run["versions"]["jaxtune"]}, format {version}; '
-      f'this one reads up to {FORMAT}); upgrade jaxtune, or give another --workdir'
+      f'{workdir} was written by a newer jaxtune (format {version}; this one reads up to '
+      f'{FORMAT}); upgrade jaxtune, or give another --workdir'
     )
+  if version != FORMAT or not isinstance(run.get('config'), dict):
+    raise InputError(f'{path} is damaged; start again in another --workdir')
   return run
 
 
@@ -78,7 +77,12 @@ def read_config(workdir: pathlib.Path) -> Config:
 def result(workdir: pathlib.Path) -> dict[str, Any] | None:
   """What the finished run reached; None while it is not finished."""
   path = workdir / RESULT
-  return json.loads(path.read_text()) if path.is_file() else None
+  if not path.is_file():
+    return None
+  found = read_json(path)
+  if not {'headline', 'step'} <= set(found):
+    raise InputError(f'{path} is damaged; start again in another --workdir')
+  return found
 
 
 def measured(workdir: pathlib.Path, stage: str) -> dict[str, float]:
@@ -88,6 +92,21 @@ def measured(workdir: pathlib.Path, stage: str) -> dict[str, float]:
     if values:
       return values
   return {}
+
+
+def read_json(path: pathlib.Path) -> dict[str, Any]:
+  """What `write_json` wrote.
+
+  Raises:
+    InputError: the file holds something else.
+  """
+  try:
+    values = json.loads(path.read_text())
+  except ValueError:
+    values = None
+  if not isinstance(values, dict):
+    raise InputError(f'{path} is damaged; start again in another --workdir')
+  return values
 
 
 def write_json(path: pathlib.Path, values: Any) -> None:

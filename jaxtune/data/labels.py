@@ -38,21 +38,24 @@ def encode_classification(
   records: Sequence[Record],
   tokenizer: tokenizers.Tokenizer,
   *,
-  text: str,
-  label: str | None,
-  names: Sequence[str],
   max_length: int,
+  text: str = 'text',
+  label: str | None = 'label',
+  names: Sequence[str] | None = None,
 ) -> Encoded:
   """Examples `{tokens int32 [n], label int32}`, the label being its place in `names`.
 
-  Texts longer than `max_length` tokens, special tokens included, are cut at the right and counted.
-  Rows without text are counted and left out. With `label=None` (prediction) no label is read and
-  every row is kept, so that examples and rows stay side by side.
+  Without `names` they are the labels of these very rows, `label_names(records, label)`. Texts
+  longer than `max_length` tokens, special tokens included, are cut at the right and counted. Rows
+  without text are counted and left out. With `label=None` (prediction) no label is read and every
+  row is kept, so that examples and rows stay side by side.
 
   Raises:
     InputError: a column is missing, a label is not in `names`, all texts are empty, or max_length
       leaves no room beside the special tokens.
   """
+  if names is None:
+    names = label_names(records, label) if label else ()
   names = tuple(names)
   targets = None
   if label is not None:
@@ -73,9 +76,9 @@ def encode_regression(
   records: Sequence[Record],
   tokenizer: tokenizers.Tokenizer,
   *,
-  text: str,
-  label: str | None,
   max_length: int,
+  text: str = 'text',
+  label: str | None = 'label',
 ) -> Encoded:
   """Examples `{tokens int32 [n], label float32}`; otherwise as `encode_classification`.
 

@@ -10,31 +10,25 @@ import numpy as np
 import orbax.checkpoint as ocp
 
 from jaxtune.train import checkpoint
+from jaxtune.train.program import Program
 from jaxtune.train.state import State
-from jaxtune.train.step import Step
-from jaxtune.typing import Batch, InputError
+from jaxtune.typing import InputError
 
-Log = Callable[[int, dict[str, float]], None]
-
-
-def _no_log(step: int, metrics: dict[str, float]) -> None:
-  del step, metrics
+Line = dict[str, float]  # 'step' and the metrics of that step
 
 
 def fit(
-  step: Step,
-  state: State,
-  frozen: Any,
+  program: Program,
   batches: Any,
   *,
   steps: int,
-  place: Callable[[Batch], Batch] = lambda batch: batch,
+  state: State | None = None,
   evaluate: Callable[[Any], Mapping[str, float]] | None = None,
   eval_every: int = 0,
   save_every: int = 0,
   checkpoints: ocp.CheckpointManager | None = None,
   score: Callable[[Mapping[str, float]], float] = lambda metrics: -metrics['loss'],
-  log: Log = _no_log,
+  log: Callable[[Line], None] = lambda line: None,
   stop: Callable[[], bool] = lambda: False,
 ) -> State:
   """Takes steps until `state.step` is `steps`, or until `stop()` says so.
@@ -44,24 +38,23 @@ def fit(
   after an evaluation better than all before, at the end, and when stopped.
 
   Args:
-    step: a compiled step; its state argument may be donated.
-    state: from `init_state` or `checkpoint.restore`.
-    frozen: the leaves that do not train.
+    program: from `prepare`.
     batches: an endless iterator of host batches with `get_state` (see `data.batches`).
     steps: the number of the last step.
-    place: puts a batch on the devices.
+    state: from `checkpoint.restore`; the program's first state by default. It is donated.
     evaluate: `(trainable) -> metrics`, called every `eval_every` steps and at the end.
     eval_every: steps between evaluations; 0 for the end only.
     save_every: steps between checkpoints; 0 for the end only.
     checkpoints: where to save; None to save nothing.
     score: what makes one evaluation better than another, greater is better.
-    log: gets every step's metrics as numbers, with `tokens_per_second`, and evaluations under
-      `eval/`.
+    log: gets a line for every step (`step`, `loss`, ..., `tokens_per_second`) and for every
+      evaluation (`step`, `eval/loss`, ...).
     stop: asked after every step.
 
   Raises:
     InputError: the loss is not a finite number; the checkpoints on disk are from before that.
   """
+  state = program.state if state is None else state
   best = checkpoint.best(checkpoints) if checkpoints else None
   pending: tuple[int, Any, int] | None = None
   clock = time.perf_counter()
@@ -81,11 +74,11 @@ def fit(
         + (f'the last good checkpoint is that of step {kept}' if kept else 'nothing was saved yet')
         + '; lower optim.lr, lengthen optim.warmup, or set optim.clip_norm'
       )
-    log(number, {**values, 'tokens_per_second': tokens / elapsed})
+    log({'step': number, **values, 'tokens_per_second': tokens / elapsed})
 
   for number in range(int(state.step) + 1, steps + 1):
     batch = next(batches)
-    state, metrics = step(state, frozen, place(batch))
+    state, metrics = program.step(state, program.frozen, program.place(batch))
     flush()  # of the step before: reading it waits no longer than this step's start
     pending = (number, metrics, int(np.sum(batch['mask'])))
     last, stopped = number == steps, stop()
@@ -97,7 +90,7 @@ def fit(
     value = None
     if evaluate and due:
       result = evaluate(state.trainable)
-      log(number, {f'eval/{name}': mean for name, mean in result.items()})
+      log({'step': number, **{f'eval/{name}': mean for name, mean in result.items()}})
       value = score(result)
       if best is None or value > best[1]:
         best, save = (number, value), True

@@ -3,6 +3,7 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 
 from jaxtune import data, train
@@ -11,49 +12,56 @@ from jaxtune.typing import InputError
 
 
 @pytest.fixture(scope='module')
-def step(tiny):
-  return jax.jit(train.make_step(tiny.objective, tiny.optimizer()), donate_argnums=0)
+def prepared(tiny):
+  adapted = tiny.params, tiny.rules
+  return train.prepare(tiny.model, adapted, tiny.objective, tiny.optimizer(), tiny.batches())
 
 
-def start(tiny):
-  return train.init_state(tiny.trainable, tiny.optimizer(), jax.random.key(0))
+@pytest.fixture
+def program(prepared):
+  """The compiled program with a state of its own, since a run donates it."""
+  return prepared._replace(state=jax.tree.map(jnp.copy, prepared.state))
 
 
 def rows(tiny):
-  evaluation = jax.jit(train.make_evaluation(tiny.objective))
-  held = data.eval_batches(tiny.examples[:20], 8, max_length=12)
-  return lambda trainable: train.evaluate(evaluation, trainable, tiny.frozen, held)
+  return data.eval_batches(tiny.examples[:20], 8, max_length=12)
 
 
-def test_logs_every_step_and_evaluation_in_order(tiny, step):
+def test_logs_every_step_and_evaluation_in_order(tiny, program):
   lines = []
+  held_out = rows(tiny)
   state = train.fit(
-    step, start(tiny), tiny.frozen, tiny.batches(), steps=5, evaluate=rows(tiny), eval_every=2,
-    log=lambda number, values: lines.append((number, values)),
-  )  # fmt: skip
+    program,
+    tiny.batches(),
+    steps=5,
+    evaluate=lambda trainable: program.evaluate(trainable, held_out),
+    eval_every=2,
+    log=lines.append,
+  )
   assert int(state.step) == 5
-  assert [n for n, v in lines if 'loss' in v] == [1, 2, 3, 4, 5]
-  assert [n for n, v in lines if 'eval/loss' in v] == [2, 4, 5]
-  assert [n for n, _ in lines] == [1, 2, 2, 3, 4, 4, 5, 5]
-  values = lines[0][1]
-  expected = {'loss', 'accuracy', 'grad_norm', 'weight', 'learning_rate', 'tokens_per_second'}
-  assert expected == set(values)
-  assert all(isinstance(value, float) for value in values.values())
+  assert [line['step'] for line in lines if 'loss' in line] == [1, 2, 3, 4, 5]
+  assert [line['step'] for line in lines if 'eval/loss' in line] == [2, 4, 5]
+  assert [line['step'] for line in lines] == [1, 2, 2, 3, 4, 4, 5, 5]
+  names = 'step loss accuracy grad_norm weight learning_rate tokens_per_second'
+  assert set(lines[0]) == set(names.split())
+  assert all(isinstance(value, float | int) for value in lines[0].values())
 
 
-def test_stopped_and_resumed_is_bitwise_the_run_never_stopped(tiny, step, tmp_path):
-  straight = train.fit(step, start(tiny), tiny.frozen, tiny.batches(), steps=7)
+def test_stopped_and_resumed_is_bitwise_the_run_never_stopped(tiny, prepared, tmp_path):
+  def program():
+    return prepared._replace(state=jax.tree.map(jnp.copy, prepared.state))
+
+  straight = train.fit(program(), tiny.batches(), steps=7)
   asked = iter([False, False, True])
   manager = train.open_checkpoints(tmp_path)
   stopped = train.fit(
-    step, start(tiny), tiny.frozen, tiny.batches(), steps=7, checkpoints=manager,
-    stop=lambda: next(asked),
-  )  # fmt: skip
+    program(), tiny.batches(), steps=7, checkpoints=manager, stop=lambda: next(asked)
+  )
   assert int(stopped.step) == 3
   batches = tiny.batches()
-  restored = train.restore(train.open_checkpoints(tmp_path), start(tiny))
+  restored = train.restore(train.open_checkpoints(tmp_path), prepared.state)
   batches.set_state(restored.cursor)
-  resumed = train.fit(step, restored.state, tiny.frozen, batches, steps=7)
+  resumed = train.fit(program(), batches, steps=7, state=restored.state)
   for a, b in zip(
     jax.tree.leaves((straight.trainable, straight.opt)),
     jax.tree.leaves((resumed.trainable, resumed.opt)),
@@ -62,13 +70,19 @@ def test_stopped_and_resumed_is_bitwise_the_run_never_stopped(tiny, step, tmp_pa
     np.testing.assert_array_equal(a, b)
 
 
-def test_best_evaluation_is_saved_even_between_saves(tiny, step, tmp_path):
+def test_best_evaluation_is_saved_even_between_saves(tiny, program, tmp_path):
   scores = iter([0.1, 0.9, 0.3, 0.2])
   manager = train.open_checkpoints(tmp_path)
   train.fit(
-    step, start(tiny), tiny.frozen, tiny.batches(), steps=8, evaluate=lambda trainable: {'loss': 0.0},
-    eval_every=2, save_every=5, checkpoints=manager, score=lambda m: next(scores),
-  )  # fmt: skip
+    program,
+    tiny.batches(),
+    steps=8,
+    evaluate=lambda trainable: {'loss': 0.0},
+    eval_every=2,
+    save_every=5,
+    checkpoints=manager,
+    score=lambda metrics: next(scores),
+  )
   assert train.best(manager) == (4, 0.9)
   assert sorted(manager.all_steps()) == [4, 5, 8]
 
@@ -83,22 +97,25 @@ def test_nan_stops_and_keeps_the_last_good_checkpoint(tmp_path):
 
     def __next__(self):
       self.number += 1
-      tokens = np.full((1, 2), 9 if self.number == 5 else 1, np.int32)
-      return {'tokens': tokens, 'mask': np.ones((1, 2), bool)}
+      tokens = np.full((8, 2), 9 if self.number == 5 else 1, np.int32)
+      return {'tokens': tokens, 'mask': np.ones((8, 2), bool)}
 
     def get_state(self):
       return {'number': self.number}
 
-  import optax
+    def set_state(self, state):
+      self.number = state['number']
 
-  step = jax.jit(train.make_step(objective, optax.sgd(0.1)))
-  state = train.init_state({'w': jnp.ones(2)}, optax.sgd(0.1), jax.random.key(0))
+  class Model:
+    def axes(self, params):
+      return {'w': (None,)}
+
+  adapted = {'w': jnp.ones(2)}, ((r'', True),)
+  program = train.prepare(Model(), adapted, objective, optax.sgd(0.1), Rows())
   manager = train.open_checkpoints(tmp_path)
   with pytest.raises(InputError, match=r'loss is nan at step 5.*checkpoint is that of step 4'):
-    train.fit(
-      step, state, {'w': None}, Rows(), steps=10, save_every=1, checkpoints=manager
-    )  # fmt: skip
-  restored = train.restore(train.open_checkpoints(tmp_path), state)
+    train.fit(program, Rows(), steps=10, save_every=1, checkpoints=manager)
+  restored = train.restore(train.open_checkpoints(tmp_path), program.state)
   assert int(restored.state.step) == 4
   assert np.isfinite(restored.state.trainable['w']).all()
 
