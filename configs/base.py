@@ -52,6 +52,10 @@ def get_config() -> ml_collections.ConfigDict:
   config.eval = ml_collections.ConfigDict()
   config.eval.batch_size = 64
 
+  config.log = ml_collections.ConfigDict()
+  config.log.tensorboard = True  # events in the work directory, where tensorboardX is installed
+  config.log.wandb = ''  # a Weights & Biases project to log to as well
+
   config.mesh = ml_collections.ConfigDict()
   config.mesh.data = -1  # devices that hold replicas; -1 for all that are left
   config.mesh.fsdp = 1  # devices that the parameters are cut over

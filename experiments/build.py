@@ -348,7 +348,8 @@ def method(config: Config, key: jax.Array, params: Params) -> Adapted:
     return adapt.full(params)
   if c.name == 'probe':
     return adapt.probe(params)
-  return adapt.lora(key, params, c.rank, c.alpha, targets=c.targets or adapt.LINEAR)
+  also = None if config.task == 'causal_lm' else adapt.HEAD  # a language model's head is pretrained
+  return adapt.lora(key, params, c.rank, c.alpha, targets=c.targets or adapt.LINEAR, also=also)
 
 
 def objective(config: Config, model: ModelSpec) -> losses.Objective:

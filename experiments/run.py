@@ -71,7 +71,12 @@ def run(job: Job, folder: pathlib.Path) -> int:
   valid = build.eval_batches(config, job.corpus.valid)
   test = build.eval_batches(config, job.corpus.test)
   with (
-    report.open_metrics(folder, resume_step=resumed if restored else None) as metrics,
+    report.open_metrics(
+      folder,
+      resume_step=resumed if restored else None,
+      tensorboard=None if config.log.tensorboard else False,
+      wandb=config.log.wandb or None,
+    ) as metrics,
     entry.interruptible() as stop,
   ):
     if test and not workdir.measured(folder, 'before'):

@@ -1,4 +1,4 @@
-"""The metrics log of a run: one JSON object a line, and TensorBoard events if wanted.
+"""The metrics log of a run: one JSON object a line; TensorBoard and Weights & Biases if wanted.
 
 A training line has `step, loss, learning_rate, grad_norm, tokens_per_second, ...`, an evaluation
 line `step, eval/loss, eval/accuracy, ...`, the final test line `step, test/...`.
@@ -9,6 +9,7 @@ import json
 import math
 import os
 import pathlib
+import zlib
 from collections.abc import Mapping
 from typing import Any
 
@@ -21,9 +22,10 @@ FILE_NAME = 'metrics.jsonl'
 class MetricsLog:
   """Appends to `workdir/metrics.jsonl`; made by `open_metrics`, closed by `with` or `close`."""
 
-  def __init__(self, path: pathlib.Path, events: Any = None):
+  def __init__(self, path: pathlib.Path, events: Any = None, board: Any = None):
     self._file = open(path, 'a', encoding='utf-8', buffering=1)  # a line is flushed as it ends
-    self._events = events
+    self._events = events  # a tensorboardX.SummaryWriter
+    self._board = board  # a wandb run
 
   def write(self, step: int, values: Mapping[str, Any]) -> None:
     """Appends `{"step": step, **values}`; NaN and infinities, which JSON lacks, become null."""
@@ -34,11 +36,15 @@ class MetricsLog:
       for name, value in line.items():
         if name != 'step' and value is not None:
           self._events.add_scalar(name, value, line['step'])
+    if self._board:
+      self._board.log(dict(values), step=line['step'])
 
   def close(self) -> None:
     self._file.close()
     if self._events:
       self._events.close()
+    if self._board:
+      self._board.finish()
 
   def __enter__(self) -> 'MetricsLog':
     return self
@@ -52,6 +58,7 @@ def open_metrics(
   *,
   resume_step: int | None = None,
   tensorboard: bool | None = None,
+  wandb: str | None = None,
 ) -> MetricsLog:
   """Opens the log of a run, cut back to the step at which the run resumes.
 
@@ -60,15 +67,19 @@ def open_metrics(
     resume_step: lines of later steps are dropped, so that a resumed run holds each step once. None
       starts the log anew.
     tensorboard: write TensorBoard events; None does so where tensorboardX is installed.
+    wandb: a Weights & Biases project to log to as well, under the name of the workdir.
 
   Raises:
-    InputError: tensorboardX is asked for but not installed, or the log is damaged in its middle.
+    InputError: tensorboardX or wandb is asked for but not installed, or the log is damaged in its
+      middle.
     OSError: the log cannot be written.
   """
   path = pathlib.Path(workdir) / FILE_NAME
   installed = importlib.util.find_spec('tensorboardX') is not None
   if tensorboard and not installed:
     raise InputError('TensorBoard events need tensorboardX: pip install "jaxtune[tensorboard]"')
+  if wandb and importlib.util.find_spec('wandb') is None:
+    raise InputError('logging to Weights & Biases needs wandb: pip install "jaxtune[wandb]"')
   if resume_step is None:
     replace_file(path, b'')
   elif path.exists():
@@ -80,7 +91,21 @@ def open_metrics(
     # TensorBoard hides the earlier events of the steps that are about to be written again.
     purge = 0 if resume_step is None else resume_step + 1
     events = SummaryWriter(str(path.parent / 'tensorboard'), purge_step=purge)
-  return MetricsLog(path, events)
+  return MetricsLog(path, events, _board(wandb, path.parent) if wandb else None)
+
+
+def _board(project: str, workdir: pathlib.Path) -> Any:
+  import wandb
+
+  # The id is made from the folder, so that a resumed run goes on in the same place.
+  name = workdir.resolve()
+  return wandb.init(
+    project=project,
+    name=name.name,
+    id=f'{zlib.crc32(str(name).encode()):08x}',
+    dir=str(name),
+    resume='allow',
+  )
 
 
 def truncate_after(path: str | os.PathLike[str], step: int) -> None:

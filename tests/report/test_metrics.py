@@ -1,3 +1,5 @@
+import importlib.machinery
+import importlib.util
 import json
 import math
 import os
@@ -5,6 +7,7 @@ import pathlib
 import signal
 import subprocess
 import sys
+import types
 
 import pytest
 from hypothesis import given
@@ -147,3 +150,27 @@ def test_a_failed_replacement_leaves_the_old_file_and_no_temporary_one(tmp_path,
     truncate_after(path, 1)
   assert path.read_bytes() == before
   assert [p.name for p in tmp_path.iterdir()] == ['metrics.jsonl']
+
+
+def test_wandb_gets_the_same_lines_under_one_id(tmp_path, monkeypatch):
+  calls = []
+  board = types.SimpleNamespace(
+    log=lambda values, step: calls.append((step, values)), finish=lambda: calls.append('finish')
+  )
+  module = types.ModuleType('wandb')
+  module.__spec__ = importlib.machinery.ModuleSpec('wandb', None)
+  settings = []
+  module.init = lambda **options: settings.append(options) or board
+  monkeypatch.setitem(sys.modules, 'wandb', module)
+  for resume_step in (None, 1):
+    with open_metrics(tmp_path, resume_step=resume_step, tensorboard=False, wandb='project') as log:
+      log.write(2, {'loss': 0.5})
+  assert calls == [(2, {'loss': 0.5}), 'finish'] * 2
+  assert settings[0] == settings[1]
+  assert settings[0]['project'] == 'project' and settings[0]['resume'] == 'allow'
+
+
+def test_wandb_that_is_not_installed(tmp_path, monkeypatch):
+  monkeypatch.setattr(importlib.util, 'find_spec', lambda name: None)
+  with pytest.raises(InputError, match=r'needs wandb: pip install "jaxtune\[wandb\]"'):
+    open_metrics(tmp_path, wandb='project')
