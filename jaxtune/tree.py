@@ -32,6 +32,14 @@ def path_name(path: Sequence[Any]) -> str:
   return jax.tree_util.keystr(tuple(path), simple=True, separator='/')
 
 
+def is_stacked(path: str) -> bool:
+  """Whether a leaf at `path` lies in a stack of layers, so that its first axis counts layers.
+
+  A segment of a stack is named by its first and last layer: `decoder/0-11/attn/q`.
+  """
+  return re.search(r'(^|/)\d+-\d+/', path) is not None
+
+
 def named_weights(tree: Any) -> list[tuple[str, Any]]:
   """`(path, leaf)` of every array and weight leaf, in tree order."""
   leaves = jax.tree_util.tree_flatten_with_path(tree, is_leaf=is_weight)[0]
@@ -106,13 +114,13 @@ def partition(tree: Any, rules: Rules) -> tuple[Any, Any]:
   Raises:
     InputError: a leaf that no rule covers, or a trainable leaf without a gradient (integer codes).
   """
-  for route in routing(rules, tree):
+  routes, chosen = _routed(rules, tree)
+  for route in routes:
     if route.value and not jax.numpy.issubdtype(route.dtype, jax.numpy.inexact):
       raise InputError(
         f'rule {route.pattern!r} makes {route.path!r} trainable, but its type {route.dtype} has no '
         'gradient; freeze it, or adapt it and train the adapter'
       )
-  chosen = match(rules, tree)
   trainable = jax.tree.map(lambda leaf, keep: leaf if keep else None, tree, chosen)
   frozen = jax.tree.map(lambda leaf, keep: None if keep else leaf, tree, chosen)
   return trainable, frozen

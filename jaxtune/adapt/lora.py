@@ -57,7 +57,7 @@ class LoRA:
 
   def take(self, ids: jax.Array) -> jax.Array:
     base = ops.take(self.base, ids)
-    return base + ((self.a[ids] * self.scale) @ self.b).astype(base.dtype)
+    return base + ((ops.take(self.a, ids) * self.scale) @ self.b).astype(base.dtype)
 
   def axes(self, names: tuple[str | None, ...]) -> 'LoRA':
     """Logical axes of the fields from those of the weight; the rank axis has none."""
@@ -68,10 +68,10 @@ class LoRA:
 
 def _wrap(key: Key, path: str, weight: Any, rank: int, alpha: float) -> LoRA:
   shape = weight.shape
-  if len(shape) < 2:
+  if len(shape) < 2 + tree.is_stacked(path):
     raise InputError(f'LoRA needs a matrix, and {path!r} has the shape {shape}; narrow the targets')
   *lead, inputs, outputs = shape
-  if not 1 <= rank <= min(inputs, outputs):
+  if rank > min(inputs, outputs):
     raise InputError(
       f'method.rank is {rank}, but {path!r} is a {inputs}x{outputs} matrix: '
       f'choose a rank from 1 to {min(inputs, outputs)}'
@@ -91,10 +91,10 @@ def lora(
   key: Key,
   params: Params,
   rank: int,
-  alpha: float | None = None,
+  alpha: float = 32.0,
   *,
   targets: str = LINEAR,
-  also: str = HEAD,
+  also: str | None = HEAD,
 ) -> Adapted:
   """Wraps the targeted weights and trains their A and B.
 
@@ -104,14 +104,17 @@ def lora(
     key: for the A matrices.
     params: the parameters of the base.
     rank: R, from 1 to the smaller side of every targeted matrix.
-    alpha: the product is scaled by `alpha / rank`; twice the rank by default.
+    alpha: the product is scaled by `alpha / rank`. Held while the rank changes, it leaves the best
+      learning rate nearly where it is (docs/adapt.md).
     targets: regular expression over weight paths; all matrices of the layers by default.
-    also: parameters to train as they are, beside the adapter; a fresh head by default.
+    also: regular expression over parameters to train as they are, beside the adapter: by default a
+      fresh head. None for nothing, as for a language model whose untied head is pretrained.
 
   Raises:
     InputError: a rank that does not fit, an alpha that is not positive, targets without a match.
   """
-  alpha = 2.0 * rank if alpha is None else float(alpha)
+  if rank < 1:
+    raise InputError(f'method.rank is {rank}; it must be at least 1')
   if not 0 < alpha < float('inf'):
     raise InputError(f'method.alpha is {alpha}; it must be a positive number')
   paths = [path for path, _ in tree.named_weights(params) if re.search(targets, path)]
@@ -123,8 +126,12 @@ def lora(
   adapted = tree.map_weights(
     lambda path, leaf: _wrap(key, path, leaf, rank, alpha) if path in paths else leaf, params
   )
-  trained = tuple((rf'^{re.escape(path)}/[ab]$', True) for path in paths)
-  return Adapted(adapted, (*trained, (also, True), (r'', False)))
+  rules: list[tuple[str, bool]] = []
+  for path in map(re.escape, paths):
+    rules += [(rf'^{path}/[ab]$', True), (rf'^{path}/', False)]
+  if also is not None:
+    rules.append((also, True))
+  return Adapted(adapted, (*rules, (r'', False)))
 
 
 def merge(params: Params) -> Params:
@@ -135,6 +142,7 @@ def merge(params: Params) -> Params:
       return leaf
     base = ops.materialize(leaf.base)
     wide = LoRA(base.astype(jnp.float32), leaf.a, leaf.b, leaf.scale)
-    return wide.materialize().astype(base.dtype)
+    with jax.default_matmul_precision('highest'):  # accelerators round A and B to bf16 by default
+      return wide.materialize().astype(base.dtype)
 
   return tree.map_weights(add, params)

@@ -29,15 +29,18 @@ def causal_lm(model: Any, chunk: int | None = None) -> Objective:
     features = model.features(
       params, tokens, mask, positions=batch.get('positions'), segments=segments, key=key
     )
-    learned = jnp.ones_like(tokens, bool) if mask is None else mask
-    if 'supervised' in batch:
-      learned = learned & batch['supervised']
+    real = jnp.ones_like(tokens, bool) if mask is None else mask
     if segments is not None:
-      learned = learned.at[:, 1:].set(learned[:, 1:] & (segments[:, 1:] == segments[:, :-1]))
+      real = real & (segments > 0)
+    # Both the token and the one that predicts it are real, and of one document.
+    learned = real[:, 1:] & real[:, :-1]
+    if 'supervised' in batch:
+      learned = learned & batch['supervised'][:, 1:]
+    if segments is not None:
+      learned = learned & (segments[:, 1:] == segments[:, :-1])
     # Targets are shifted, features are not: [B*T, D] stays one contiguous array.
     targets = jnp.roll(tokens, -1, axis=1)
-    learned = jnp.roll(learned.at[:, 0].set(False), -1, axis=1)
-    weights = learned * row_weights(batch)[:, None]
+    weights = jnp.pad(learned, ((0, 0), (0, 1))) * row_weights(batch)[:, None]
 
     def head(rows):
       return model.head(params, rows)

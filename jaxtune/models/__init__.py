@@ -5,7 +5,7 @@ from jaxtune.models.decoder import DecoderConfig, decoder
 from jaxtune.models.encoder import EncoderConfig, encoder
 from jaxtune.models.own import from_linen, from_nnx
 from jaxtune.models.spec import ModelSpec
-from jaxtune.models.stack import cut, is_stacked
+from jaxtune.models.stack import cut
 
 __all__ = [
   'DecoderConfig',
@@ -18,5 +18,4 @@ __all__ = [
   'encoder',
   'from_linen',
   'from_nnx',
-  'is_stacked',
 ]

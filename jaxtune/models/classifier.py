@@ -2,6 +2,8 @@
 
 import dataclasses
 
+import jax
+
 from jaxtune.models.decoder import DecoderConfig, decoder
 from jaxtune.models.encoder import EncoderConfig, encoder
 from jaxtune.models.spec import ModelSpec
@@ -36,7 +38,10 @@ def classifier(
   if not isinstance(model.config, EncoderConfig | DecoderConfig):
     raise InputError(f'{model.family} is a module of your own: give it its own head')
   model = build(dataclasses.replace(model.config, outputs=outputs))
-  fresh = model.init(key)
+  # Compiled with two of its outputs, so that no second body is ever made.
+  fresh = jax.jit(
+    lambda key: {name: leaf for name, leaf in model.init(key).items() if name in ('pooler', 'head')}
+  )(key)
   body = {name: leaf for name, leaf in params.items() if name != 'head'}
   if 'pooler' in fresh:
     body.setdefault('pooler', fresh['pooler'])

@@ -11,7 +11,7 @@ from jaxtune import ops
 from jaxtune.models import stack
 from jaxtune.models.layers import LayerNorm, activation, add_bias, apply, dropout
 from jaxtune.models.spec import ModelSpec, init_head
-from jaxtune.typing import Key, Params
+from jaxtune.typing import InputError, Key, Params
 
 
 @dataclasses.dataclass(frozen=True)
@@ -66,9 +66,14 @@ class Embed(nn.Module):
     kind = self.param('types', _matrix(c), (c.types, c.width))
     batch, length = tokens.shape
     if positions is None:
+      if length > c.positions:
+        raise InputError(
+          f'{length} tokens a row, but the model has {c.positions} positions; cut the texts'
+        )
       positions = jnp.broadcast_to(jnp.arange(length)[None], (batch, length))
     # All tokens are of type 0: sentence pairs are not an input of this model.
-    x = ops.take(token, tokens) + ops.take(position, positions) + kind[:1][None]
+    x = ops.take(token, tokens) + ops.take(position, positions)
+    x = x + ops.take(kind, jnp.zeros((1, 1), jnp.int32))
     return LayerNorm(c.epsilon, name='norm')(x.reshape(batch * length, c.width))
 
 

@@ -1,5 +1,6 @@
 """A user's own Flax module behind the same wall."""
 
+import functools
 from typing import Any
 
 import flax.linen as nn
@@ -14,6 +15,19 @@ from jaxtune.typing import InputError, Key, Params
 def _same(params: Params, features: jax.Array, mask: jax.Array | None = None) -> jax.Array:
   del params, mask
   return features
+
+
+def _call(function: Any, inputs: tuple[Any, ...], options: dict[str, Any]) -> Any:
+  """Leaves out what is None: a user's module need not know of masks, positions and segments."""
+  given = (value for value in inputs if value is not None)
+  return function(*given, **{name: value for name, value in options.items() if value is not None})
+
+
+def _stateful(module: Any, extra: list[str]) -> str:
+  return (
+    f'{type(module).__name__} keeps {", ".join(extra)} beside its parameters; '
+    'a train step that is a pure function of the parameters cannot carry them'
+  )
 
 
 def from_linen(module: nn.Module, *example: Any) -> ModelSpec:
@@ -34,16 +48,13 @@ def from_linen(module: nn.Module, *example: Any) -> ModelSpec:
     variables = module.init(key, *example)
     extra = sorted(set(variables) - {'params'})
     if extra:
-      raise InputError(
-        f'{type(module).__name__} keeps {", ".join(extra)} beside its params; '
-        'a train step that is a pure function of params cannot carry them'
-      )
+      raise InputError(_stateful(module, extra))
     return variables['params']
 
   def features(params: Params, *inputs: Any, key: Key | None = None, **options: Any) -> Any:
     rngs = None if key is None else {'dropout': key}
     dense = {'params': ops.materialize_all(params)}
-    return module.apply(dense, *(i for i in inputs if i is not None), rngs=rngs, **options)
+    return _call(functools.partial(module.apply, dense, rngs=rngs), inputs, options)
 
   return ModelSpec(type(module).__name__, module, 'features', init, features, _same)
 
@@ -51,17 +62,28 @@ def from_linen(module: nn.Module, *example: Any) -> ModelSpec:
 def from_nnx(module: nnx.Module) -> tuple[ModelSpec, Params]:
   """An NNX module as a model and its current parameters as a plain dict.
 
-  The module is split once; everything but its `nnx.Param`s (random streams, statistics) stays as
-  it is at that moment.
+  The module is split once. With a `key` a copy of it runs in `train()` mode with its random streams
+  seeded from the key, without one in `eval()` mode.
+
+  Raises:
+    InputError: the module keeps variables that are neither `nnx.Param` nor random streams.
   """
-  graph, state, rest = nnx.split(module, nnx.Param, ...)  # type: ignore[misc]
+  graph, state, streams, rest = nnx.split(module, nnx.Param, nnx.RngState, ...)  # type: ignore[misc]
+  extra = sorted({type(variable).__name__ for _, variable in nnx.to_flat_state(rest)})
+  if extra:
+    raise InputError(_stateful(module, extra))
   params = nnx.to_pure_dict(state)
 
   def features(params: Params, *inputs: Any, key: Key | None = None, **options: Any) -> jax.Array:
-    del key
-    filled = jax.tree.map(lambda x: x, state)
+    filled, seeded = jax.tree.map(lambda x: x, (state, streams))  # Flax writes into variables
     nnx.replace_by_pure_dict(filled, ops.materialize_all(params))
-    return nnx.merge(graph, filled, rest)(*(i for i in inputs if i is not None), **options)
+    copy = nnx.merge(graph, filled, seeded)
+    if key is None:
+      copy.eval()
+    else:
+      copy.train()
+      nnx.reseed(copy, default=key, dropout=key)
+    return _call(copy, inputs, options)
 
   spec = ModelSpec(type(module).__name__, module, 'features', lambda key: params, features, _same)
   return spec, params

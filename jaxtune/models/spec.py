@@ -7,7 +7,6 @@ from typing import Any, Literal
 import jax
 
 from jaxtune import tree
-from jaxtune.models import stack
 from jaxtune.typing import Key, Params
 
 Task = Literal['features', 'causal_lm', 'classification']
@@ -64,8 +63,11 @@ class ModelSpec:
     """
 
     def names(path: str, leaf: Any) -> Any:
-      axes = tree.match(self.axis_rules, {path: jax.ShapeDtypeStruct((), 'float32')})[path]
-      axes = ('layers', *axes) if stack.is_stacked(path) else tuple(axes)
+      if not self.axis_rules:  # a user's own module
+        axes: tuple[str | None, ...] = (None,) * len(leaf.shape)
+      else:
+        axes = tree.match(self.axis_rules, {path: jax.ShapeDtypeStruct((), 'float32')})[path]
+        axes = ('layers', *axes) if tree.is_stacked(path) else tuple(axes)
       return leaf.axes(axes) if hasattr(leaf, 'axes') else axes
 
     return tree.map_weights(names, params)

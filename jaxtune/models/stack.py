@@ -5,7 +5,6 @@ all layers until something (a method that trains the last k layers, say) needs t
 functions here read the segments from the keys.
 """
 
-import re
 from collections.abc import Callable
 from typing import Any
 
@@ -14,13 +13,6 @@ import jax.numpy as jnp
 from jax import lax
 
 from jaxtune.typing import InputError, Key, Params
-
-_SEGMENT = re.compile(r'(?:^|/)(\d+)-(\d+)/')
-
-
-def is_stacked(path: str) -> bool:
-  """Whether a leaf at `path` lies in a segment, so that its first axis counts layers."""
-  return _SEGMENT.search(path) is not None
 
 
 def bounds(segment: str) -> tuple[int, int]:

@@ -35,31 +35,53 @@ def attention_bias(
   return jnp.where(allowed, 0.0, -1e30).astype(jnp.float32)
 
 
-def attention(q: jax.Array, k: jax.Array, v: jax.Array, bias: jax.Array | None = None) -> jax.Array:
+def attention(
+  q: jax.Array,
+  k: jax.Array,
+  v: jax.Array,
+  bias: jax.Array | None = None,
+  *,
+  causal: bool = False,
+) -> jax.Array:
   """`softmax(q k^T / sqrt(K) + bias) v`, with the softmax in float32.
-
-  The query heads that share a key-value head are folded into the query axis, so each group is one
-  matrix product; on CPU its backward pass takes half the time of the repeated-heads form.
 
   Args:
     q: `[B, T, H, K]`.
     k: `[B, T, G, K]`, G divides H.
     v: `[B, T, G, K]`.
     bias: `[B or 1, T or 1, T]` from `attention_bias`.
+    causal: whether `bias` hides later tokens, so that they need not be computed at all.
 
   Returns:
     `[B, T, H, K]`.
   """
-  batch, length, heads, width = q.shape
-  groups = k.shape[2]
+  length = q.shape[1]
+  if not causal or bias is None:
+    return _attend(q, k, v, bias)
+  # Four blocks of queries, each beside the keys up to its own end, skip 3/8 of the work; more
+  # blocks skip little more. Below 64 queries a block saves nothing.
+  block = max(64, -(-length // 4))
+  blocks = [slice(start, min(start + block, length)) for start in range(0, length, block)]
+  parts = [_attend(q[:, b], k[:, : b.stop], v[:, : b.stop], bias[:, b, : b.stop]) for b in blocks]
+  return jnp.concatenate(parts, axis=1)
+
+
+def _attend(q: jax.Array, k: jax.Array, v: jax.Array, bias: jax.Array | None) -> jax.Array:
+  """Attention of `[B, Q, H, K]` queries to `[B, T, G, K]` keys and values.
+
+  The query heads that share a key-value head are folded into the query axis, so each group is one
+  matrix product; on CPU its backward pass takes half the time of the repeated-heads form.
+  """
+  batch, queries, heads, width = q.shape
+  length, groups = k.shape[1:3]
   share = heads // groups
-  q = (q * width**-0.5).reshape(batch, length, groups, share, width)
-  q = q.transpose(0, 2, 3, 1, 4).reshape(batch, groups, share * length, width)
+  q = (q * width**-0.5).reshape(batch, queries, groups, share, width)
+  q = q.transpose(0, 2, 3, 1, 4).reshape(batch, groups, share * queries, width)
   scores = jnp.einsum('bgqk,btgk->bgqt', q, k).astype(jnp.float32)
   if bias is not None:
-    scores = scores.reshape(batch, groups, share, length, length) + bias[:, None, None]
-    scores = scores.reshape(batch, groups, share * length, length)
+    scores = scores.reshape(batch, groups, share, queries, length) + bias[:, None, None]
+    scores = scores.reshape(batch, groups, share * queries, length)
   probabilities = jax.nn.softmax(scores, axis=-1).astype(v.dtype)
   out = jnp.einsum('bgqt,btgk->bgqk', probabilities, v)
-  out = out.reshape(batch, groups, share, length, width).transpose(0, 3, 1, 2, 4)
-  return out.reshape(batch, length, heads, width)
+  out = out.reshape(batch, groups, share, queries, width).transpose(0, 3, 1, 2, 4)
+  return out.reshape(batch, queries, heads, width)

@@ -1,5 +1,6 @@
 """Cross-entropy in nats, whole or in chunks that never hold all logits."""
 
+import functools
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -27,8 +28,9 @@ def cross_entropy(logits: jax.Array, targets: jax.Array, weights: jax.Array) -> 
   weights = weights.astype(jnp.float32)
   picked = jnp.take_along_axis(logits, targets[:, None], axis=-1)[:, 0]
   nats = jax.nn.logsumexp(logits, axis=-1) - picked
-  # The largest logit, not argmax: a reduction that fuses, and a tie counts as correct.
-  correct = (picked >= jnp.max(logits, axis=-1)).astype(jnp.float32)
+  # Not argmax, which XLA reduces slowly. A tie counts as its share: all-equal logits get 1/V.
+  largest = jnp.max(logits, axis=-1)
+  correct = (picked >= largest) / jnp.sum(logits >= largest[:, None], axis=-1)
   return CrossEntropy(jnp.sum(nats * weights), jnp.sum(correct * weights))
 
 
@@ -59,7 +61,7 @@ def chunked_cross_entropy(
   def cut(x: jax.Array) -> jax.Array:
     return jnp.pad(x, [(0, fill)] + [(0, 0)] * (x.ndim - 1)).reshape(chunks, chunk, *x.shape[1:])
 
-  @jax.checkpoint
+  @functools.partial(jax.checkpoint, prevent_cse=False)
   def one(total: CrossEntropy, xs: tuple[jax.Array, ...]) -> tuple[CrossEntropy, None]:
     part = cross_entropy(head(xs[0]), xs[1], xs[2])
     return CrossEntropy(total.nats + part.nats, total.correct + part.correct), None

@@ -6,6 +6,7 @@ Layers call these functions and never ask which of the two they hold.
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 
 from jaxtune.typing import is_weight
 
@@ -22,7 +23,7 @@ def dot_transposed(x: jax.Array, w: Any) -> jax.Array:
 
 def take(w: Any, ids: jax.Array) -> jax.Array:
   """Rows `W[ids]`: `[...] -> [..., out]`."""
-  return w.take(ids) if is_weight(w) else w[ids]
+  return w.take(ids) if is_weight(w) else jnp.asarray(w)[ids]
 
 
 def materialize(w: Any) -> jax.Array:

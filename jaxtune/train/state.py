@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from jaxtune.typing import Key
+from jaxtune.typing import InputError, Key
 
 
 class State(NamedTuple):
@@ -30,6 +30,14 @@ def init_state(trainable: Any, optimizer: optax.GradientTransformation, key: Key
 
   The trained leaves are copied once: a step donates its state, and donation must never delete the
   arrays that the caller holds.
+
+  Raises:
+    InputError: nothing trains.
   """
+  if not jax.tree.leaves(trainable):
+    raise InputError(
+      'nothing trains: the rules match no parameter with True; print them with '
+      'tree.format_routing(tree.routing(rules, params))'
+    )
   trainable = jax.tree.map(jnp.copy, trainable)
   return State(trainable, optimizer.init(trainable), jnp.zeros((), jnp.int32), jnp.copy(key))

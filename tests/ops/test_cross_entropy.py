@@ -1,0 +1,102 @@
+"""Cross-entropy beside float64 NumPy; chunks change neither numbers nor gradients, but memory."""
+
+import functools
+import math
+import re
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from jaxtune import ops
+
+V, D = 11, 4
+
+
+def oracle(logits, targets, weights):
+  logits = np.asarray(logits, np.float64)
+  largest = logits.max(-1, keepdims=True)
+  log_z = np.log(np.exp(logits - largest).sum(-1)) + largest[:, 0]
+  nats = log_z - logits[np.arange(len(targets)), targets]
+  correct = logits.argmax(-1) == targets
+  return (nats * weights).sum(), (correct * weights).sum()
+
+
+def sample(rows, seed=0):
+  rng = np.random.default_rng(seed)
+  features = rng.normal(size=(rows, D)).astype(np.float32)
+  matrix = rng.normal(size=(D, V)).astype(np.float32)
+  targets = rng.integers(0, V, rows).astype(np.int32)
+  weights = rng.choice([0.0, 0.5, 1.0], rows).astype(np.float32)
+  return features, matrix, targets, weights
+
+
+def test_cross_entropy_is_the_oracle():
+  features, matrix, targets, weights = sample(9)
+  logits = 30 * features @ matrix
+  targets[:4] = logits[:4].argmax(-1)
+  weights[:2] = 1.0
+  got = ops.cross_entropy(logits, targets, weights)
+  np.testing.assert_allclose(got, oracle(logits, targets, weights), rtol=1e-5)
+  assert got.correct >= 2
+
+
+def test_low_precision_logits_are_summed_wide():
+  logits = jnp.zeros((1, 1000), jnp.bfloat16)
+  got = ops.cross_entropy(logits, jnp.zeros(1, jnp.int32), jnp.ones(1))
+  np.testing.assert_allclose(got.nats, math.log(1000), rtol=1e-6)
+
+
+def test_a_tie_counts_as_its_share():
+  logits = jnp.array([[1.0, 1.0, 0.0, 0.0], [2.0, 2.0, 2.0, 2.0], [3.0, 0.0, 0.0, 0.0]])
+  got = ops.cross_entropy(logits, jnp.array([1, 2, 0]), jnp.ones(3))
+  np.testing.assert_allclose(got.correct, 1 / 2 + 1 / 4 + 1)
+
+
+def test_rows_without_weight_have_no_gradient():
+  features, matrix, targets, _ = sample(4)
+  weights = np.array([1, 0, 1, 0], np.float32)
+  gradient = jax.grad(lambda x: ops.cross_entropy(x, targets, weights).nats)(features @ matrix)
+  assert not np.asarray(gradient)[[1, 3]].any()
+  assert np.asarray(gradient)[[0, 2]].any()
+
+
+@functools.partial(jax.jit, static_argnums=4)
+@functools.partial(jax.value_and_grad, argnums=(0, 1), has_aux=True)
+def loss(features, matrix, targets, weights, chunk):
+  if chunk is None:
+    both = ops.cross_entropy(features @ matrix, targets, weights)
+  else:
+    both = ops.chunked_cross_entropy(features, lambda x: x @ matrix, targets, weights, chunk)
+  return both.nats, both.correct
+
+
+@settings(deadline=None, max_examples=12)
+@given(st.integers(1, 6), st.integers(1, 7), st.integers(0, 9))
+def test_chunks_change_nothing(rows, chunk, seed):
+  whole, parts = (loss(*sample(rows, seed), size) for size in (None, chunk))
+  for got, want in zip(jax.tree.leaves(parts), jax.tree.leaves(whole), strict=True):
+    np.testing.assert_allclose(got, want, rtol=2e-5, atol=1e-5)
+
+
+def test_chunks_never_hold_all_logits():
+  rows, vocabulary, chunk = 2048, 256, 32
+  shapes = [
+    jax.ShapeDtypeStruct((rows, D), jnp.float32),
+    jax.ShapeDtypeStruct((D, vocabulary), jnp.float32),
+    jax.ShapeDtypeStruct((rows,), jnp.int32),
+    jax.ShapeDtypeStruct((rows,), jnp.float32),
+  ]
+
+  def largest(program):
+    sizes = re.findall(r'\b[a-z]+[0-9]+\[([0-9,]+)\]', program.as_text())
+    return max(math.prod(map(int, size.split(','))) for size in sizes)
+
+  whole, parts = (loss.lower(*shapes, size).compile() for size in (rows, chunk))
+  assert largest(whole) >= rows * vocabulary
+  assert largest(parts) < rows * vocabulary / 8
+  temporary = 4 * rows * vocabulary
+  assert whole.memory_analysis().temp_size_in_bytes >= temporary
+  assert parts.memory_analysis().temp_size_in_bytes < temporary / 4
