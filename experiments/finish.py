@@ -19,9 +19,15 @@ def export(job: Job, params: Params, folder: pathlib.Path, card: str) -> None:
   """Writes what the method trained: a PEFT adapter, or a whole Hugging Face folder."""
   config, labels = job.config, job.corpus.names or None
   if config.method.name == 'lora':
-    base = config.export.base or config.model
     interop.save_adapter(
-      folder, job.model, params, base=base, rules=job.adapted.rules, labels=labels, card=card
+      folder,
+      job.model,
+      params,
+      base=build.resolve(config.model),
+      rules=job.adapted.rules,
+      labels=labels,
+      card=card,
+      name=config.export.base or config.model,
     )
     return
   source = build.resolve(config.model) if config.model else None

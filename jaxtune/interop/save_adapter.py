@@ -37,6 +37,7 @@ def save_adapter(
   rules: tree.Rules | None = None,
   labels: Sequence[str] | None = None,
   card: str | None = None,
+  name: str | None = None,
 ) -> None:
   """Writes `adapter_config.json` and `adapter_model.safetensors`, which PEFT loads on the base.
 
@@ -48,10 +49,11 @@ def save_adapter(
     folder: to write; an earlier export there is replaced.
     model: a built-in encoder or decoder.
     params: its parameters, some of them `adapt.LoRA`.
-    base: folder or Hub id of the base model.
+    base: folder, file or Hub id that the base model was loaded from.
     rules: of `adapt.Adapted`: what was trained, so that nothing trained is left behind.
     labels: names of a classifier's outputs, written beside in `jaxtune.json`.
     card: text of a README.md.
+    name: what the adapter calls its base, a Hub id for whoever gets it; `base` by default.
 
   Raises:
     InputError: there is no adapter, it does nothing, or PEFT's files cannot hold what was trained.
@@ -79,7 +81,7 @@ def save_adapter(
   if not scales:
     raise InputError('the parameters hold no LoRA adapter; write the whole model with save_hf')
   targets = _targets(set(scales), {row.module for row in rows})
-  config = _config(scales, targets, sorted(whole), _task(model), str(base))
+  config = _config(scales, targets, sorted(whole), _task(model), name or str(base))
   with new_folder(folder) as fresh:
     file = fresh / 'adapter_model.safetensors'
     safetensors.numpy.save_file(tensors, file, metadata={'format': 'pt'})
