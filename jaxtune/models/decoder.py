@@ -9,7 +9,6 @@ import functools
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
-from jax.ad_checkpoint import checkpoint_name
 
 from jaxtune import ops
 from jaxtune.models import stack
@@ -51,17 +50,6 @@ AXES = (
 )
 
 
-# Of a layer the backward pass keeps its products and computes what lies between them (norms,
-# rotation, softmax, activation) again. On CPU that takes 6% less time than keeping everything,
-# which must be zero-filled, written and read, and 40% of the memory.
-KEEP = jax.checkpoint_policies.save_only_these_names('product')
-
-
-def product(x: jax.Array) -> jax.Array:
-  """`x`, kept for the backward pass."""
-  return checkpoint_name(x, 'product')
-
-
 class Attention(nn.Module):
   """Causal self-attention with rotary positions and grouped heads, `[B*T, D] -> [B*T, D]`."""
 
@@ -75,13 +63,13 @@ class Attention(nn.Module):
 
     def heads(name: str, count: int) -> jax.Array:
       weight = self.param(name, init, (c.width, count * c.head_width))
-      return product(ops.dot(x, weight)).reshape(batch, length, count, c.head_width)
+      return ops.dot(x, weight).reshape(batch, length, count, c.head_width)
 
     q = ops.rotate(heads('q', c.heads), angles)
     k = ops.rotate(heads('k', c.kv_heads), angles)
-    y = product(ops.attention(q, k, heads('v', c.kv_heads), bias, causal=True))
+    y = ops.attention(q, k, heads('v', c.kv_heads), bias, causal=True)
     o = self.param('o', init, (c.heads * c.head_width, c.width))
-    return product(ops.dot(y.reshape(batch * length, c.heads * c.head_width), o))
+    return ops.dot(y.reshape(batch * length, c.heads * c.head_width), o)
 
 
 class MLP(nn.Module):
@@ -93,8 +81,8 @@ class MLP(nn.Module):
   def __call__(self, x: jax.Array) -> jax.Array:
     c = self.config
     init = nn.initializers.normal(c.init_scale)
-    gate = product(ops.dot(x, self.param('gate', init, (c.width, c.hidden))))
-    up = product(ops.dot(x, self.param('up', init, (c.width, c.hidden))))
+    gate = ops.dot(x, self.param('gate', init, (c.width, c.hidden)))
+    up = ops.dot(x, self.param('up', init, (c.width, c.hidden)))
     down = self.param('down', init, (c.hidden, c.width))
     return ops.dot(activation(c.activation)(gate) * up, down)
 
@@ -151,8 +139,6 @@ def _features(
     del key
     return apply(Block(config), params, x, angles, bias)
 
-  if not config.remat:
-    layer = jax.checkpoint(layer, prevent_cse=False, policy=KEEP)
   x = stack.scan_stack(layer, params['decoder'], x, None, config.remat)
   x = apply(RMSNorm(config.epsilon), params['norm'], x)
   return x.reshape(batch, length, config.width)

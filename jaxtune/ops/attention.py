@@ -2,6 +2,7 @@
 
 import jax
 import jax.numpy as jnp
+from jax.ad_checkpoint import checkpoint_name
 
 
 def attention_bias(
@@ -45,25 +46,31 @@ def attention(
 ) -> jax.Array:
   """`softmax(q k^T / sqrt(K) + bias) v`, with the softmax in float32.
 
+  The result is a 'product' to the checkpoint policy of `models.stack`.
+
   Args:
     q: `[B, T, H, K]`.
     k: `[B, T, G, K]`, G divides H.
     v: `[B, T, G, K]`.
     bias: `[B or 1, T or 1, T]` from `attention_bias`.
-    causal: whether `bias` hides later tokens, so that they need not be computed at all.
+    causal: whether tokens look only backwards, so that scores of later ones need not be computed;
+      `bias` must hide them too.
 
   Returns:
     `[B, T, H, K]`.
   """
   length = q.shape[1]
-  if not causal or bias is None:
-    return _attend(q, k, v, bias)
+  if not causal:
+    return checkpoint_name(_attend(q, k, v, bias), 'product')
+  if bias is None:
+    bias = attention_bias(None, None, causal=True, length=length)
+  assert bias is not None
   # Four blocks of queries, each beside the keys up to its own end, skip 3/8 of the work; more
   # blocks skip little more. Below 64 queries a block saves nothing.
   block = max(64, -(-length // 4))
   blocks = [slice(start, min(start + block, length)) for start in range(0, length, block)]
   parts = [_attend(q[:, b], k[:, : b.stop], v[:, : b.stop], bias[:, b, : b.stop]) for b in blocks]
-  return jnp.concatenate(parts, axis=1)
+  return checkpoint_name(jnp.concatenate(parts, axis=1), 'product')
 
 
 def _attend(q: jax.Array, k: jax.Array, v: jax.Array, bias: jax.Array | None) -> jax.Array:

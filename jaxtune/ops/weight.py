@@ -7,13 +7,14 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jax.ad_checkpoint import checkpoint_name
 
 from jaxtune.typing import is_weight
 
 
 def dot(x: jax.Array, w: Any) -> jax.Array:
-  """`x @ W`: `[..., in] -> [..., out]`."""
-  return w.dot(x) if is_weight(w) else x @ w.astype(x.dtype)
+  """`x @ W`: `[..., in] -> [..., out]`; a 'product' to the checkpoint policy of `models.stack`."""
+  return checkpoint_name(w.dot(x) if is_weight(w) else x @ w.astype(x.dtype), 'product')
 
 
 def dot_transposed(x: jax.Array, w: Any) -> jax.Array:
