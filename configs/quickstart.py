@@ -20,7 +20,7 @@ def get_config():
   config.data.max_length = 64
   config.data.valid = 0.02
   config.data.test = 0.05
-  config.optim.lr = 2e-3
+  config.optim.lr = 1e-3
   config.train.steps = 160
   config.train.eval_every = 80
   config.train.save_every = 40

@@ -9,5 +9,4 @@ from configs import quickstart
 def get_config():
   config = quickstart.get_config()
   config.task = 'regression'
-  config.optim.lr = 1e-3
   return config

@@ -1,7 +1,6 @@
-"""From a configuration to the functions and values of a run. Nothing else reads configurations."""
+"""From a configuration to the functions and values of a run."""
 
 import dataclasses
-import difflib
 import importlib.util
 import math
 import pathlib
@@ -12,17 +11,14 @@ from typing import Any
 import jax
 import optax
 import tokenizers
-from ml_collections.config_dict import ConfigDict as Config
 
-from configs import base
+from experiments.keys import Config, check
 from jaxtune import adapt, data, interop, losses, models, optim
 from jaxtune.adapt import Adapted
 from jaxtune.models import ModelSpec
 from jaxtune.typing import InputError, Params
 
 Record = dict[str, Any]
-TASKS = ('classification', 'regression', 'causal_lm')
-METHODS = ('lora', 'full', 'probe')
 END_OF_TEXT = '<|endoftext|>'  # of a tokenizer trained here
 
 
@@ -64,7 +60,9 @@ def job(config: Config) -> Job:
   records, notes = read_records(config)
   if config.model:
     source = resolve(config.model)
-    model, params = interop.load(source, remat=config.train.remat)
+    # Weights that train are float32: a small update to a bfloat16 weight rounds to none.
+    dtype = 'float32' if config.method.name == 'full' else None
+    model, params = interop.load(source, dtype=dtype, remat=config.train.remat)
     tokenizer = interop.load_tokenizer(source)
     special = interop.special_tokens(source)
   else:
@@ -92,87 +90,6 @@ def job(config: Config) -> Job:
       metrics.get('accuracy', 0.0) if config.task == 'classification' else -metrics['loss']
     ),
   )
-
-
-def defaults() -> Config:
-  """The configuration with nothing chosen."""
-  return base.get_config()
-
-
-def check(config: Config) -> None:
-  """Refuses values that make no sense, before anything is read or loaded."""
-  given = dict(flatten(config))
-  for name, _ in flatten(defaults()):
-    if name not in given:
-      raise InputError(f'the configuration has no {name!r}; start it from configs/base.py')
-  for name, value in given.items():
-    check_key(name)
-    if isinstance(value, float) and not math.isfinite(value):
-      raise InputError(f'{name} is {value}; it must be a finite number')
-  for name, least in (
-    ('data.max_length', 2),
-    ('data.valid', 0),
-    ('data.test', 0),
-    ('method.rank', 1),
-    ('optim.warmup', 0),
-    ('optim.weight_decay', 0),
-    ('optim.clip_norm', 0),
-    ('train.steps', 0),
-    ('train.epochs', 0),
-    ('train.batch_size', 1),
-    ('train.accumulate', 1),
-    ('train.eval_every', 0),
-    ('train.save_every', 0),
-    ('train.log_every', 1),
-    ('train.chunk', 0),
-    ('eval.batch_size', 1),
-    ('decoder.vocabulary', 257),  # the bytes, and the end of a text
-    ('decoder.width', 1),
-    ('decoder.hidden', 1),
-    ('decoder.layers', 1),
-    ('decoder.heads', 1),
-    ('decoder.kv_heads', 1),
-    ('seed', 0),
-  ):
-    value = given[name]
-    if value < least:
-      raise InputError(f'{name} is {value}; it must be at least {least}')
-  for name in ('optim.lr', 'method.alpha'):
-    if not given[name] > 0:
-      raise InputError(f'{name} is {given[name]}; it must be above zero')
-  for name, value, known in (
-    ('task', config.task, TASKS),
-    ('method.name', config.method.name, METHODS),
-  ):
-    if value not in known:
-      raise InputError(f'{name} is {value!r}; choose one of {", ".join(known)}')
-  if config.train.batch_size % config.train.accumulate:
-    raise InputError(
-      f'train.accumulate is {config.train.accumulate}, which does not divide '
-      f'train.batch_size {config.train.batch_size}'
-    )
-  if not config.data.path:
-    raise InputError('data.path is empty; give a file with --config.data.path=FILE')
-
-
-def check_key(name: str) -> None:
-  """Refuses a key that no configuration has, and names the nearest that one has."""
-  known = [known for known, _ in flatten(defaults())]
-  if name not in known and not name.startswith('optim.hyperparameters.'):
-    near = difflib.get_close_matches(name, known, n=1)
-    hint = f'did you mean {near[0]!r}?' if near else 'configs/base.py lists them all'
-    raise InputError(f'unknown config key {name!r}; {hint}')
-
-
-def flatten(config: Any, prefix: str = '') -> list[tuple[str, Any]]:
-  """`[('data.path', ...), ...]` for every value of a configuration."""
-  rows: list[tuple[str, Any]] = []
-  for name, value in config.items():
-    if isinstance(value, Mapping | Config):
-      rows += flatten(value, f'{prefix}{name}.')
-    else:
-      rows.append((f'{prefix}{name}', value))
-  return rows
 
 
 def resolve(source: str) -> str:

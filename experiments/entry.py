@@ -1,6 +1,7 @@
 """How every experiment starts and fails: one clear line for what the user can mend."""
 
 import contextlib
+import os
 import re
 import signal
 import sys
@@ -8,7 +9,7 @@ from collections.abc import Callable, Iterator
 
 from absl import app, flags, logging
 
-from experiments import build
+from experiments import keys
 from jaxtune.typing import InputError
 
 INTERRUPTED = 130  # the shell's exit code of SIGINT
@@ -18,13 +19,16 @@ def launch(main: Callable[[], int | None]) -> None:
   """Parses the flags and runs `main`; bad input is one line on stderr and exit code 1."""
 
   def guarded(arguments: list[str]) -> int | None:
-    logging.set_verbosity(logging.ERROR)
+    logging.set_verbosity(logging.FATAL)  # what libraries log as errors they also raise
     if len(arguments) > 1:
       return fail(f'unknown argument {arguments[1]!r}; flags start with --')
     try:
       return main()
     except (InputError, OSError) as error:
-      return fail(str(error))
+      fail(str(error))
+      # At once: threads of libraries would print tracebacks of the same fault on their way out.
+      sys.stdout.flush()
+      os._exit(1)
     except KeyboardInterrupt:
       print('interrupted', file=sys.stderr)
       return INTERRUPTED
@@ -43,7 +47,7 @@ def parse(arguments: list[str]) -> list[str]:
   try:
     for argument in arguments:
       if key := re.match(r'--?config\.([^=]+)', argument):
-        build.check_key(key[1])
+        keys.check_key(key[1])
     return flags.FLAGS(arguments)
   except (flags.Error, InputError, OSError) as error:
     sys.exit(fail(str(error)))

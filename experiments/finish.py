@@ -6,7 +6,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from experiments import build, workdir
+from experiments import build, keys, workdir
 from experiments.build import Job
 from jaxtune import data, interop, plan, report, tree
 from jaxtune.models import ModelSpec
@@ -39,7 +39,7 @@ def export(job: Job, params: Params, folder: pathlib.Path, card: str) -> None:
 
 
 def outputs(
-  config: build.Config, model: ModelSpec, params: Params, part: data.Encoded
+  config: keys.Config, model: ModelSpec, params: Params, part: data.Encoded
 ) -> np.ndarray:
   """The outputs `[N, C]` of a classifier or regressor for every example."""
   apply = jax.jit(model.apply)
@@ -121,8 +121,8 @@ def finish(
   sentence = headline(job, stages, step)
   trained, _ = tree.partition(params, job.adapted.rules)
   confusion, mistakes = classified(job, params)
-  flat = dict(build.flatten(config))
-  defaults = dict(build.flatten(build.defaults()))
+  flat = dict(keys.flatten(config))
+  defaults = dict(keys.flatten(keys.defaults()))
   card = report.adapter_card(
     title=folder.name,
     summary=sentence,

@@ -32,6 +32,9 @@ def main() -> int:
   if run.config.task == 'causal_lm':
     raise InputError(f'{WORKDIR.value} holds a language model; predict labels rows of classifiers')
   rows = data.read(INPUT.value)
+  taken = [name for name in ('predicted', *columns(run.names)) if name in rows[0]]
+  if taken:
+    raise InputError(f'{INPUT.value}: column {taken[0]!r} is one that predict writes; rename it')
   part = build.encode_rows(run.config, run.tokenizer, run.special, rows, run.names, labelled=False)
   outputs = finish.outputs(run.config, run.model, run.params, part)
   labelled = [
@@ -55,10 +58,15 @@ def predictions(outputs: np.ndarray, names: tuple[str, ...]) -> list[dict[str, A
   return [
     {
       'predicted': names[int(row.argmax())],
-      **{f'probability {name}': round(float(p), 6) for name, p in zip(names, row, strict=True)},
+      **{name: round(float(p), 6) for name, p in zip(columns(names), row, strict=True)},
     }
     for row in probabilities
   ]
+
+
+def columns(names: tuple[str, ...]) -> list[str]:
+  """The columns of probabilities."""
+  return [f'probability {name}' for name in names]
 
 
 def table(rows: list[dict[str, Any]]) -> str:

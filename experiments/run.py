@@ -13,6 +13,7 @@ The work directory holds
 import functools
 import pathlib
 import time
+from typing import Any
 
 import jax
 
@@ -48,6 +49,19 @@ def prepare(job: Job) -> tuple[train.Program, data.Batches]:
     accumulate=config.train.accumulate,
   )
   return program, batches
+
+
+def best_state(manager: Any, program: train.Program, last: train.State) -> train.State:
+  """The state with the best evaluation; the last one where none was better, or is whole."""
+  best = train.best(manager)
+  if not best or best[0] == int(last.step):
+    return last
+  try:
+    found = train.restore(manager, program.state, best[0])
+  except InputError:
+    print(f'the checkpoint of the best step, {best[0]}, is damaged; the last step is exported')
+    return last
+  return found.state if found else last
 
 
 def run(job: Job, folder: pathlib.Path) -> int:
@@ -110,11 +124,7 @@ def run(job: Job, folder: pathlib.Path) -> int:
         f'stopped at step {int(state.step)} of {job.steps}; the same command goes on from there'
       )
       return entry.INTERRUPTED
-    best = train.best(manager)
-    if best and best[0] != job.steps:
-      found = train.restore(manager, program.state, best[0])
-      assert found is not None
-      state = found.state
+    state = best_state(manager, program, state)
     if test and not workdir.measured(folder, 'test'):
       after = program.evaluate(state.trainable, test)
       metrics.write(int(state.step), {f'test/{name}': value for name, value in after.items()})

@@ -2,8 +2,8 @@
 
 import pathlib
 
-from experiments import build, finish, preview, run, workdir
-from experiments.build import Config
+from experiments import build, finish, keys, preview, run, workdir
+from experiments.keys import Config
 from jaxtune.typing import InputError
 
 
@@ -13,7 +13,7 @@ def start(config: Config, folder: str | None, *, dry_run: bool, pretrained: bool
   Raises:
     InputError: no folder, or a configuration for the other script.
   """
-  build.check(config)
+  keys.check(config)
   if bool(config.model) != pretrained:
     raise InputError(
       'model is empty; give one with --config.model=..., or train from scratch with '

@@ -6,7 +6,7 @@ from typing import NamedTuple
 import tokenizers
 
 from experiments import build, workdir
-from experiments.build import Config
+from experiments.keys import Config
 from jaxtune import interop
 from jaxtune.models import ModelSpec
 from jaxtune.typing import InputError, Params

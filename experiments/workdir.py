@@ -4,7 +4,7 @@ import json
 import pathlib
 from typing import Any
 
-from experiments.build import Config, flatten
+from experiments.keys import Config, flatten
 from jaxtune import report
 from jaxtune.typing import InputError
 

@@ -12,6 +12,9 @@ import jax
 import pytest
 
 jax.config.update('jax_numpy_rank_promotion', 'raise')
+# Most of the time goes into compiling small functions that run once or twice. Slow, fault and peer
+# tests start processes of their own, which compile as users do.
+jax.config.update('jax_disable_most_optimizations', True)
 
 
 def package_folder(name: str) -> pathlib.Path:

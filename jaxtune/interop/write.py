@@ -8,6 +8,8 @@ import shutil
 from collections.abc import Iterator
 from typing import Any
 
+import safetensors
+
 from jaxtune.typing import InputError
 
 # Files that describe a tokenizer; they are carried over as they are.
@@ -60,6 +62,8 @@ def new_folder(folder: str | os.PathLike[str]) -> Iterator[pathlib.Path]:
     if folder.exists():
       os.rename(folder, old)
     os.rename(fresh, folder)
+  except safetensors.SafetensorError as error:
+    raise OSError(f'{folder}: cannot be written ({error}); make room') from None
   finally:
     for leftover in (fresh, old):
       shutil.rmtree(leftover, ignore_errors=True)

@@ -81,7 +81,7 @@ With jaxtune:
 import jaxtune as jt
 
 model, params = jt.interop.load({base})
-params = jt.interop.load_adapter('path/of/this/folder', model, params)
+model, (params, rules) = jt.interop.load_adapter('path/of/this/folder', model, params)
 ```""",
   ]
   return '\n\n'.join(parts) + '\n'

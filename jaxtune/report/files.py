@@ -18,5 +18,7 @@ def replace_file(path: str | os.PathLike[str], data: bytes) -> None:
       file.flush()
       os.fsync(file.fileno())
     os.replace(temporary, path)
+  except OSError as error:  # a full disk is reported without a name
+    raise OSError(error.errno, error.strerror, str(path)) from None
   finally:
     temporary.unlink(missing_ok=True)

@@ -31,7 +31,10 @@ class MetricsLog:
     """Appends `{"step": step, **values}`; NaN and infinities, which JSON lacks, become null."""
     line: dict[str, Any] = {'step': int(step)}
     line |= {name: _number(value) for name, value in values.items()}
-    self._file.write(json.dumps(line, allow_nan=False) + '\n')
+    try:
+      self._file.write(json.dumps(line, allow_nan=False) + '\n')
+    except OSError as error:  # a full disk is reported without a name
+      raise OSError(error.errno, error.strerror, self._file.name) from None
     if self._events:
       for name, value in line.items():
         if name != 'step' and value is not None:
@@ -49,8 +52,12 @@ class MetricsLog:
   def __enter__(self) -> 'MetricsLog':
     return self
 
-  def __exit__(self, *error: object) -> None:
-    self.close()
+  def __exit__(self, kind: object, *error: object) -> None:
+    try:
+      self.close()
+    except OSError:
+      if kind is None:  # else the fault that came first says more
+        raise
 
 
 def open_metrics(

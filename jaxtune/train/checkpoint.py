@@ -8,6 +8,7 @@ import hashlib
 import json
 import os
 import pathlib
+import shutil
 from typing import Any, NamedTuple
 
 import jax
@@ -18,6 +19,7 @@ from jaxtune.train.state import State
 from jaxtune.typing import InputError
 
 DIGESTS = 'digests.json'
+_SLACK = 1 << 20  # bytes, for the files that Orbax adds
 
 
 class Restored(NamedTuple):
@@ -70,6 +72,14 @@ def save(
     state=ocp.args.StandardSave(state), data=ocp.args.JsonSave(dict(cursor))
   )
   folder = pathlib.Path(manager.directory) / str(step)
+  # Asked first, because Orbax's threads print a page of tracebacks when the disk fills up.
+  needed = sum(leaf.nbytes for leaf in jax.tree.leaves(state)) + _SLACK
+  free = shutil.disk_usage(manager.directory).free
+  if free < needed:
+    raise InputError(
+      f'{folder}: the checkpoint needs {needed / 2**20:.1f} MiB, and {free / 2**20:.1f} MiB are '
+      'free; make room, or choose another folder'
+    )
   try:
     manager.save(step, args=items, metrics=None if score is None else {'score': score})
     (folder / DIGESTS).write_text(json.dumps(_digests(folder)))
@@ -95,8 +105,9 @@ def restore(
   """
   steps = sorted(manager.all_steps(), reverse=True) if step is None else [step]
   damaged = []
+  directory = pathlib.Path(manager.directory)
   for number in steps:
-    folder = pathlib.Path(manager.directory) / str(number)
+    folder = directory / str(number)
     if not _whole(folder):
       damaged.append(number)
       continue
@@ -106,6 +117,10 @@ def restore(
     for bad in damaged:
       manager.delete(bad)
     return Restored(State(*read['state']), read['data'], tuple(damaged))
+  if step is None and not any((directory / str(bad) / DIGESTS).exists() for bad in damaged):
+    for bad in damaged:  # saving it never ended, and nothing was saved before it
+      manager.delete(bad)
+    return None
   if damaged:
     raise InputError(
       f'{manager.directory}: the checkpoints of steps {", ".join(map(str, damaged))} are all '

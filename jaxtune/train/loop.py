@@ -59,6 +59,15 @@ def fit(
   pending: tuple[int, Any, int] | None = None
   clock = time.perf_counter()
 
+  def require_finite(name: str, value: float, number: int) -> None:
+    if not math.isfinite(value):
+      kept = checkpoints.latest_step() if checkpoints else None
+      raise InputError(
+        f'the {name} is {value} at step {number}; '
+        + (f'the last good checkpoint is that of step {kept}' if kept else 'nothing was saved yet')
+        + '; lower optim.lr, lengthen optim.warmup, or set optim.clip_norm'
+      )
+
   def flush() -> None:
     nonlocal pending, clock
     if pending is None:
@@ -67,13 +76,9 @@ def fit(
     pending = None
     values = {name: float(value) for name, value in jax.device_get(metrics).items()}
     elapsed, clock = time.perf_counter() - clock, time.perf_counter()
-    if not math.isfinite(values['loss']):
-      kept = checkpoints.latest_step() if checkpoints else None
-      raise InputError(
-        f'the loss is {values["loss"]} at step {number}; '
-        + (f'the last good checkpoint is that of step {kept}' if kept else 'nothing was saved yet')
-        + '; lower optim.lr, lengthen optim.warmup, or set optim.clip_norm'
-      )
+    # With a gradient that is no number the loss still is one, and what is saved no longer.
+    for name in ('loss', 'grad_norm'):
+      require_finite(name, values[name], number)
     log({'step': number, **values, 'tokens_per_second': tokens / elapsed})
 
   for number in range(int(state.step) + 1, steps + 1):
@@ -91,6 +96,7 @@ def fit(
     if evaluate and due:
       result = evaluate(state.trainable)
       log({'step': number, **{f'eval/{name}': mean for name, mean in result.items()}})
+      require_finite('eval/loss', result['loss'], number)
       value = score(result)
       if best is None or value > best[1]:
         best, save = (number, value), True

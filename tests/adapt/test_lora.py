@@ -147,7 +147,7 @@ def test_all_matrices_of_the_layers_are_wrapped_by_default(params):
   }
   q = adapted['decoder']['0-1']['attn']['q']
   assert q.a.shape == (2, 8, R) and q.b.shape == (2, R, 8) and q.scale.shape == (2,)
-  assert (q.scale == 2).all() and not q.b.any()
+  assert (q.scale == 32 / R).all() and not q.b.any()
   bound = 8**-0.5
   assert np.abs(q.a).max() <= bound and np.abs(q.a).max() > 0.8 * bound
   encoder = models.encoder(models.EncoderConfig(layers=1)).shapes()

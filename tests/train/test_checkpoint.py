@@ -93,7 +93,7 @@ def test_damaged_checkpoint_gives_way_to_the_one_before(tmp_path, state, damage)
 def test_all_damaged_is_one_clear_line(tmp_path, state):
   manager = train.open_checkpoints(tmp_path)
   train.save(manager, at(state, 1), {}, None)
-  (tmp_path / '1' / checkpoint.DIGESTS).unlink()
+  damage_cut(tmp_path / '1' / checkpoint.DIGESTS)
   with pytest.raises(InputError, match=r'steps 1 are all damaged.*remove the folder'):
     train.restore(train.open_checkpoints(tmp_path), state)
 
@@ -107,3 +107,21 @@ def test_no_room_is_one_clear_line(tmp_path, state, monkeypatch):
   monkeypatch.setattr(manager, 'save', full)
   with pytest.raises(InputError, match='No space left on device.; make room'):
     train.save(manager, at(state, 1), {}, None)
+
+
+def test_a_first_save_that_never_ended_is_forgotten(tmp_path, state):
+  manager = train.open_checkpoints(tmp_path)
+  train.save(manager, at(state, 1), {}, None)
+  (tmp_path / '1' / checkpoint.DIGESTS).unlink()  # killed between the checkpoint and its proof
+  manager = train.open_checkpoints(tmp_path)
+  assert train.restore(manager, state) is None
+  assert list(manager.all_steps()) == []
+
+
+def test_too_little_room_is_told_before_anything_is_written(tmp_path, state, monkeypatch):
+  manager = train.open_checkpoints(tmp_path)
+  usage = checkpoint.shutil.disk_usage(tmp_path)._replace(free=1000)
+  monkeypatch.setattr(checkpoint.shutil, 'disk_usage', lambda folder: usage)
+  with pytest.raises(InputError, match=r'needs 1\.\d MiB, and 0\.0 MiB are free; make room'):
+    train.save(manager, at(state, 1), {}, None)
+  assert list(tmp_path.iterdir()) == []

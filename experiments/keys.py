@@ -1,0 +1,97 @@
+"""Which keys a configuration may hold, and which values make sense."""
+
+import difflib
+import math
+from collections.abc import Mapping
+from typing import Any
+
+from ml_collections.config_dict import ConfigDict as Config
+
+from configs import base
+from jaxtune.typing import InputError
+
+TASKS = ('classification', 'regression', 'causal_lm')
+METHODS = ('lora', 'full', 'probe')
+LEAST = {  # the smallest value of each that makes sense
+  0: (
+    'seed',
+    'data.valid',
+    'data.test',
+    'optim.warmup',
+    'optim.weight_decay',
+    'optim.clip_norm',
+    'train.steps',
+    'train.epochs',
+    'train.eval_every',
+    'train.save_every',
+    'train.chunk',
+  ),
+  1: (
+    'method.rank',
+    'train.batch_size',
+    'train.accumulate',
+    'train.log_every',
+    'eval.batch_size',
+    'decoder.width',
+    'decoder.hidden',
+    'decoder.layers',
+    'decoder.heads',
+    'decoder.kv_heads',
+  ),
+  2: ('data.max_length',),
+  257: ('decoder.vocabulary',),  # the bytes, and the end of a text
+}
+
+
+def defaults() -> Config:
+  """The configuration with nothing chosen."""
+  return base.get_config()
+
+
+def check(config: Config) -> None:
+  """Refuses values that make no sense, before anything is read or loaded."""
+  values = dict(flatten(config))
+  for name, _ in flatten(defaults()):
+    if name not in values:
+      raise InputError(f'the configuration has no {name!r}; start it from configs/base.py')
+  for name, value in values.items():
+    check_key(name)
+    if isinstance(value, float) and not math.isfinite(value):
+      raise InputError(f'{name} is {value}; it must be a finite number')
+  for least, names in LEAST.items():
+    for name in names:
+      if values[name] < least:
+        raise InputError(f'{name} is {values[name]}; it must be at least {least}')
+  for name in ('optim.lr', 'method.alpha'):
+    if not values[name] > 0:
+      raise InputError(f'{name} is {values[name]}; it must be above zero')
+  for name, known in (('task', TASKS), ('method.name', METHODS)):
+    if values[name] not in known:
+      raise InputError(f'{name} is {values[name]!r}; choose one of {", ".join(known)}')
+  if config.train.batch_size % config.train.accumulate:
+    raise InputError(
+      f'train.accumulate is {config.train.accumulate}, which does not divide '
+      f'train.batch_size {config.train.batch_size}'
+    )
+  if not config.data.path:
+    raise InputError('data.path is empty; give a file with --config.data.path=FILE')
+
+
+def check_key(name: str) -> None:
+  """Refuses a key that no configuration has, and names the nearest that one has."""
+  known = [known for known, _ in flatten(defaults())]
+  if name not in known and not name.startswith('optim.hyperparameters.'):
+    near = difflib.get_close_matches(name, known, n=1)
+    hint = f'did you mean {near[0]!r}?' if near else 'configs/base.py lists them all'
+    raise InputError(f'unknown config key {name!r}; {hint}')
+
+
+def flatten(config: Any, prefix: str = '') -> list[tuple[str, Any]]:
+  """`[('data.path', ...), ...]` for every value of a configuration."""
+  rows: list[tuple[str, Any]] = []
+  for name, value in config.items():
+    if isinstance(value, Mapping | Config):
+      rows += flatten(value, f'{prefix}{name}.')
+    else:
+      rows.append((f'{prefix}{name}', value))
+  return rows
