@@ -101,26 +101,9 @@ def test_skipping_the_future_by_blocks_changes_nothing():
     np.testing.assert_allclose(got, want, atol=2e-5)
 
 
-@pytest.mark.parametrize('length', [64, 150, 257])
-def test_causal_blocks_equal_the_whole(length):
-  """From 64 queries on, causal attention goes block by block; values and gradients stay."""
-  keys = jax.random.split(jax.random.key(0), 4)
-  q = jax.random.normal(keys[0], (2, length, 4, 8))
-  k, v = (jax.random.normal(key, (2, length, 2, 8)) for key in keys[1:3])
-  mask = jax.random.bernoulli(keys[3], 0.8, (2, length))
-  bias = ops.attention_bias(mask, None, causal=True, length=length)
-
-  def total(q, k, v, causal):
-    out = ops.attention(q, k, v, bias, causal=causal)
-    return jnp.sum(jnp.where(mask[:, :, None, None], out, 0.0) ** 2), out
-
-  results = [
-    jax.jit(jax.value_and_grad(total, argnums=(0, 1, 2), has_aux=True), static_argnums=3)(
-      q, k, v, causal
-    )
-    for causal in (True, False)
-  ]
-  real = np.asarray(mask)
-  np.testing.assert_allclose(results[0][0][1][real], results[1][0][1][real], atol=1e-5)
-  for a, b in zip(results[0][1], results[1][1], strict=True):
-    np.testing.assert_allclose(a, b, atol=1e-4)
+def test_causal_without_a_bias_looks_only_backwards():
+  q, k, v = inputs(2)
+  bias = ops.attention_bias(None, None, True, T)
+  np.testing.assert_allclose(
+    ops.attention(q, k, v, causal=True), ops.attention(q, k, v, bias), atol=1e-6
+  )
