@@ -18,6 +18,9 @@ INTERRUPTED = 130  # the shell's exit code of SIGINT
 def launch(main: Callable[[], int | None]) -> None:
   """Parses the flags and runs `main`; bad input is one line on stderr and exit code 1."""
 
+  # A script that starts a job behind itself has its jobs ignore SIGINT; a run never does.
+  signal.signal(signal.SIGINT, signal.default_int_handler)
+
   def guarded(arguments: list[str]) -> int | None:
     logging.set_verbosity(logging.FATAL)  # what libraries log as errors they also raise
     if len(arguments) > 1:
