@@ -228,5 +228,5 @@ def test_our_config_has_no_key_that_peft_warns_about(tiny, tmp_path, recwarn):
   recwarn.clear()
   config = peft.PeftConfig.from_pretrained(tmp_path / 'out')
   assert not [w for w in recwarn if 'keyword' in str(w.message)]
-  assert (config.r, config.lora_alpha) == (4, 8)
+  assert (config.r, config.lora_alpha) == (4, 32)
   assert jnp.isfinite(tuned['embed']['tokens']).all()
