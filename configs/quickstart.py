@@ -2,10 +2,12 @@ r"""Fine-tunes a real encoder with LoRA on real movie reviews; under 4 minutes o
 
   python -m experiments.finetune --config=configs/quickstart.py --workdir=runs/quickstart
 
+It reaches an accuracy of about 0.80 on 1,170 reviews that it never saw (benchmarks/RESULTS.md).
+
 Your own file and model:
 
   python -m experiments.finetune --config=configs/quickstart.py --workdir=runs/mine \
-    --config.model=answerdotai/some-bert --config.data.path=mine.csv \
+    --config.model=google-bert/bert-base-uncased --config.data.path=mine.csv \
     --config.data.text=review --config.data.label=stars
 """
 
