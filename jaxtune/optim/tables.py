@@ -31,6 +31,10 @@ def decay_mask(rules: Sequence[tuple[str, bool]] = DECAY) -> Callable[[Any], Any
   return lambda params: jax.tree.map(bool, tree.match(rules, params))
 
 
+DECAYED = decay_mask()
+"""The mask that ready chains decay by unless told otherwise."""
+
+
 def by_rules(
   rules: Sequence[tuple[str, optax.GradientTransformation]],
 ) -> optax.GradientTransformationExtraArgs:
