@@ -11,6 +11,7 @@ from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import jax
+from jax.sharding import NamedSharding, PartitionSpec
 
 from jaxtune.typing import InputError, is_weight
 
@@ -25,6 +26,19 @@ class Route(NamedTuple):
   dtype: str
   pattern: str
   value: Any
+
+
+class Owner(NamedTuple):
+  """The parameter that a leaf of a state belongs to: the leaf's path is `state/parameter/field`.
+
+  state: the path before the parameter's, such as `inner/0/nu`.
+  position: that of the parameter among the leaves.
+  field: the path after it, such as `codes`; mostly empty.
+  """
+
+  state: str
+  position: int
+  field: str
 
 
 def path_name(path: Sequence[Any]) -> str:
@@ -131,6 +145,86 @@ def combine(trainable: Any, frozen: Any) -> Any:
   return jax.tree.map(
     lambda a, b: b if a is None else a, trainable, frozen, is_leaf=lambda x: x is None
   )
+
+
+def owners(state: Any, params: Any) -> list[Owner | None]:
+  """The parameter of each leaf of `state` in tree order, None for a leaf of no single parameter.
+
+  It is the one whose path lies in the leaf's path; of several the longest, and then the last.
+  """
+  places = {
+    path_name(path): i
+    for i, (path, _) in enumerate(jax.tree_util.tree_flatten_with_path(params)[0])
+  }
+
+  def owner(path: Any) -> Owner | None:
+    parts = [path_name((key,)) for key in path]
+    for length in range(len(parts), -1, -1):
+      for end in range(len(parts), length - 1, -1):
+        position = places.get('/'.join(parts[end - length : end]))
+        if position is not None:
+          return Owner('/'.join(parts[: end - length]), position, '/'.join(parts[end:]))
+    return None
+
+  return [owner(path) for path, _ in jax.tree_util.tree_flatten_with_path(state)[0]]
+
+
+def state_shardings(state: Any, params: Any, shardings: Any, replicated: NamedSharding) -> Any:
+  """Shardings of a tree that holds leaves of `params` somewhere (a train or optimizer state).
+
+  A leaf that belongs to a parameter (see `owners`) lies like it along the leading axes that both
+  have, which are all of them for a moment or its codes, and is whole along the others. A leaf of no
+  parameter (counts, scalars) is replicated.
+
+  Args:
+    state: arrays or their shapes.
+    params: the same, all that `state` may hold leaves of.
+    shardings: a `NamedSharding` at the path of each parameter.
+    replicated: the sharding of all that belongs to none.
+
+  Raises:
+    InputError: a parameter without a sharding.
+  """
+  known = {path_name(p): x for p, x in jax.tree_util.tree_flatten_with_path(shardings)[0]}
+  owned = []
+  for path, leaf in jax.tree_util.tree_flatten_with_path(params)[0]:
+    if path_name(path) not in known:
+      raise InputError(f'the shardings have none for the parameter {path_name(path)!r}; add one')
+    owned.append((leaf, known[path_name(path)]))
+
+  def one(leaf: Any, owner: Owner | None) -> NamedSharding:
+    if owner is None:
+      return replicated
+    param, sharding = owned[owner.position]
+    if leaf.shape == param.shape:
+      return sharding
+    same = [a == b for a, b in zip(leaf.shape, param.shape, strict=False)]
+    common = [*same, False].index(False)
+    return NamedSharding(sharding.mesh, PartitionSpec(*sharding.spec[:common]))
+
+  leaves, structure = jax.tree.flatten(state)
+  return jax.tree.unflatten(structure, list(map(one, leaves, owners(state, params))))
+
+
+def difference(wanted: Any, found: Any) -> str | None:
+  """The first leaf in which `found` is another tree than `wanted`, in words; None if they agree.
+
+  Compared are the paths, shapes and dtypes of leaves.
+  """
+
+  def leaves(tree: Any) -> dict[str, str]:
+    flat = jax.tree_util.tree_flatten_with_path(tree)[0]
+    return {path_name(path): f'{leaf.dtype}{list(leaf.shape)}' for path, leaf in flat}
+
+  new, old = leaves(wanted), leaves(found)
+  for name in [*new, *old]:
+    if name not in old:
+      return f'{name!r} of {new[name]} is missing'
+    if name not in new:
+      return f'{name!r} of {old[name]} is not wanted'
+    if new[name] != old[name]:
+      return f'{name!r} is {old[name]} where {new[name]} is wanted'
+  return None
 
 
 def count(tree: Any) -> int:

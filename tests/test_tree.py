@@ -175,3 +175,52 @@ def test_match_is_the_first_rule_that_knows_either_path(params, rules, last):
       expected.append(next(v for p, v in rules if re.search(p, field) or re.search(p, weight)))
   assert jax.tree.leaves(tree.match(rules, params)) == expected
   assert [route.value for route in tree.routing(rules, params)] == expected
+
+
+# States that hold leaves of a tree of parameters.
+
+
+def test_owners_are_found_by_the_longest_path():
+  params = {'w': leaf(), 'layer': {'w': leaf((3,))}, 'nu': leaf()}
+  state = {
+    'count': leaf(()),
+    'mu': params,
+    'nu': {'w': {'codes': leaf(), 'scales': leaf((1,))}, 'layer': None, 'nu': leaf()},
+  }
+  found = {
+    tree.path_name(path): owner
+    for (path, _), owner in zip(
+      jax.tree_util.tree_flatten_with_path(state)[0], tree.owners(state, params), strict=True
+    )
+  }
+  assert found == {
+    'count': None,
+    'mu/layer/w': tree.Owner('mu', 0, ''),
+    'mu/nu': tree.Owner('mu', 1, ''),
+    'mu/w': tree.Owner('mu', 2, ''),
+    'nu/nu': tree.Owner('nu', 1, ''),
+    'nu/w/codes': tree.Owner('nu', 2, 'codes'),
+    'nu/w/scales': tree.Owner('nu', 2, 'scales'),
+  }
+
+
+def test_owners_in_a_tuple_are_not_taken_for_places_in_a_chain():
+  params = (leaf(), leaf((3,)))
+  state = ({'count': leaf(()), 'mu': params}, leaf(()))
+  owners = tree.owners(state, params)
+  assert [o and (o.state, o.position) for o in owners[1:3]] == [('0/mu', 0), ('0/mu', 1)]
+
+
+@settings(deadline=None)
+@given(trees)
+def test_a_copy_of_the_parameters_is_owned_by_them(params):
+  owners = tree.owners({'opt': [{'mu': params}]}, params)
+  assert owners == [tree.Owner('opt/0/mu', i, '') for i in range(len(owners))]
+
+
+def test_the_first_difference_is_told():
+  assert tree.difference(PARAMS, jax.eval_shape(lambda: PARAMS)) is None
+  assert tree.difference({'a': leaf()}, {}) == "'a' of float32[2] is missing"
+  assert tree.difference({}, {'a': leaf()}) == "'a' of float32[2] is not wanted"
+  other = {'a': leaf((2,), jnp.int32)}
+  assert tree.difference({'a': leaf()}, other) == "'a' is int32[2] where float32[2] is wanted"

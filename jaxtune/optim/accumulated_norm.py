@@ -23,8 +23,7 @@ def scale_by_accumulated_norm(
 
   The sum runs over all leaves and all steps, the present gradient included, so the very first step
   is already divided. `power=1` is the adaptive rate; `power=1/2` with `decay=1/b0^2` is
-  AdaGrad-Norm with its rate divided by $b_0$ (Ward, Wu and Bottou, arXiv 1806.01811). Memory: one
-  scalar.
+  AdaGrad-Norm with its rate divided by $b_0$, see `adagrad_norm`. Memory: one scalar.
 
   Args:
     decay: how fast the rate falls, per squared unit of gradient, >= 0; 0 leaves updates as they
@@ -60,4 +59,24 @@ def adaptive_rate(
   """
   return optax.chain(
     scale_by_accumulated_norm(beta, power=1.0), optax.scale_by_learning_rate(learning_rate)
+  )
+
+
+def adagrad_norm(
+  learning_rate: optax.ScalarOrSchedule, b0: float = 0.1
+) -> optax.GradientTransformationExtraArgs:
+  r"""AdaGrad-Norm: gradient descent with $\eta / b_t$, $b_t^2 = b_{t-1}^2 + \lVert g_t \rVert^2$.
+
+  One step size for all parameters, which converges for every $\eta$ and $b_0$ (Ward, Wu and Bottou,
+  arXiv 1806.01811, Algorithm 1). No step is longer than $\eta$, so a small $b_0$ does no harm. One
+  scalar of state.
+
+  Args:
+    learning_rate: $\eta$, a number or a function from the step to a number.
+    b0: $b_0$ > 0, in units of the gradient's norm; 0.1 is ours, the paper has none.
+  """
+  return optax.chain(
+    scale_by_accumulated_norm(1 / b0**2, power=0.5),
+    optax.scale(1 / b0),
+    optax.scale_by_learning_rate(learning_rate),
   )

@@ -8,7 +8,7 @@ import math
 import re
 import typing
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -16,30 +16,72 @@ import numpy as np
 import optax
 import optax.contrib
 
-from jaxtune.optim.accumulated_norm import adaptive_rate
+from jaxtune.optim.accumulated_norm import adagrad_norm, adaptive_rate
+from jaxtune.optim.blockwise import adam_mini
+from jaxtune.optim.cautious import cautious_adamw, cautious_lion
 from jaxtune.optim.descent import gradient_descent, momentum
+from jaxtune.optim.grokfast import grokfast_adamw
+from jaxtune.optim.hyperball import adam_h, muon_h, soap_h
 from jaxtune.optim.injection import with_hyperparameters
+from jaxtune.optim.kron import kron
+from jaxtune.optim.lora_rite import lora_rite
+from jaxtune.optim.mars import mars
+from jaxtune.optim.multipliers import lora_plus
+from jaxtune.optim.muon import muon
+from jaxtune.optim.normuon import normuon
 from jaxtune.optim.per_layer import STACKED, per_layer
 from jaxtune.optim.precision import in_precision
+from jaxtune.optim.qk_clip import muonclip
+from jaxtune.optim.quantize import adamw_8bit
+from jaxtune.optim.riemannian_lora import riemannian_lora
+from jaxtune.optim.scion import scion
+from jaxtune.optim.shampoo import shampoo
+from jaxtune.optim.soap import soap
+from jaxtune.optim.subspace import apollo, galore
 from jaxtune.optim.tables import DECAY, decay_mask
 from jaxtune.typing import InputError
 
 OWN: dict[str, Callable[..., optax.GradientTransformation]] = {
-  'adaptive_rate': adaptive_rate,
-  'gradient_descent': gradient_descent,
-  'momentum': momentum,
+  rule.__name__: rule
+  for rule in (
+    *(gradient_descent, momentum, adaptive_rate, adagrad_norm),
+    *(muon, normuon, muonclip, scion, soap, shampoo, kron, galore, apollo),
+    *(adam_h, muon_h, soap_h, cautious_adamw, cautious_lion, mars, grokfast_adamw),
+    *(adam_mini, adamw_8bit, lora_plus, riemannian_lora, lora_rite),
+  )
 }
 
-# Their update of a stack differs from the updates of its layers; a test finds them out anew.
-WHOLE_LEAF = frozenset(
-  ('adafactor', 'fromage', 'galore', 'lamb', 'lars', 'muon', 'novograd', 'sm3')
-)
+# Optax's rules whose update of a stack differs from the updates of its layers; a test finds them
+# out anew. Rules of our own know the axes themselves.
+WHOLE_LEAF = frozenset(('adafactor', 'fromage', 'lamb', 'lars', 'novograd', 'sm3'))
 
 DECAY_MASKS = ('mask', 'weight_decay_mask')  # what Optax's factories call the mask of the decay
 
-# Weights of the past, in [0, 1): at 1 the present never enters and bias corrections divide by 0.
-AVERAGES = re.compile(r'^((adam_)?b[123]|beta3?|momentum|rho|decay)$')
-NOT_NEGATIVE = re.compile(r'(learning_rate|^eps|_eps|weight_decay|clip|^(alpha|beta|gamma|eta)$)')
+
+class Range(NamedTuple):
+  """`low <= x < high`, or `low < x` where it is open."""
+
+  low: float = -math.inf
+  high: float = math.inf
+  open: bool = False
+
+
+# The first pattern found in 'rule.hyperparameter' gives its range. Weights of the past end below 1,
+# where the present would never enter and bias corrections would divide by 0.
+RANGES = tuple(
+  (re.compile(pattern), limits)
+  for pattern, limits in (
+    (r'^(adaptive_rate|optimistic_\w+)\.beta$', Range(0.0)),
+    (
+      r'\.(((adam|shampoo)_)?b(eta)?[123]?|momentum|rho|decay)$|^grokfast_adamw\.alpha$',
+      Range(0.0, 1.0),
+    ),
+    (r'\.(b0|clip|clip_norm|threshold)$', Range(0.0, open=True)),
+    (r'^apollo\.gamma$', Range(1.0)),
+    (r'learning_rate|precond_lr|\.eps|_eps|weight_decay|clip|scale$', Range(0.0)),
+    (r'\.(alpha|beta|gamma|delta|eta|lamb|ratio)$', Range(0.0)),
+  )
+)
 
 
 def create(
@@ -80,8 +122,8 @@ def create(
   Raises:
     InputError: an unknown rule or hyperparameter, a wrong type, a number out of range.
   """
-  factory = _factory(name)
-  known = inspect.signature(factory).parameters
+  make = factory(name)
+  known = inspect.signature(make).parameters
   _check_names(name, known, hyperparameters)
   if schedule is not None and not callable(schedule):
     raise InputError(
@@ -90,19 +132,13 @@ def create(
   if not jnp.issubdtype(state_dtype, jnp.floating):
     raise InputError(f'optimizer {name}: state_dtype is {state_dtype!r}; give a float dtype')
 
-  scalars: dict[str, Any] = {
-    'learning_rate': _real(name, 'learning_rate', learning_rate, high=math.inf)
-  }
+  scalars: dict[str, Any] = {'learning_rate': _real(name, 'learning_rate', learning_rate)}
   if clip_norm is not None:
-    scalars['clip_norm'] = _real(name, 'clip_norm', clip_norm, high=math.inf)
-    if not isinstance(clip_norm, jax.core.Tracer) and not np.all(np.asarray(clip_norm) > 0):
-      raise InputError(
-        f'optimizer {name}: clip_norm is {clip_norm!r}; give a number above 0, or None'
-      )
+    scalars['clip_norm'] = _real(name, 'clip_norm', clip_norm)
   static: dict[str, Any] = {}
   for key, value in hyperparameters.items():
-    if _is_scalar(known[key], key, value):
-      scalars[key] = _real(name, key, value, high=_upper(known[key]))
+    if _is_scalar(name, known[key], value):
+      scalars[key] = _real(name, key, value)
     else:
       static[key] = _static(name, known[key], value)
 
@@ -114,8 +150,11 @@ def create(
       f'optimizer {name} takes no decay_rules: it has no mask; use one that has, such as adamw'
     )
 
+  if 'axes' in known:
+    static['axes'] = axes
+
   def rule(*, clip_norm=None, **values):
-    inner = factory(**values, **static)
+    inner = make(**values, **static)
     if name in WHOLE_LEAF:
       inner = per_layer(inner, axes)
     return inner if clip_norm is None else optax.chain(optax.clip_by_global_norm(clip_norm), inner)
@@ -148,13 +187,18 @@ def _optax_factories() -> dict[str, Callable[..., optax.GradientTransformation]]
   return found
 
 
-def _factory(name: str) -> Callable[..., optax.GradientTransformation]:
-  factory = OWN.get(name) or _optax_factories().get(name)
-  if factory is None:
+def factory(name: str) -> Callable[..., optax.GradientTransformation]:
+  """The function that makes a rule: jaxtune's own, or Optax's of that name.
+
+  Raises:
+    InputError: an unknown name, with the nearest known ones.
+  """
+  found = OWN.get(name) or _optax_factories().get(name)
+  if found is None:
     near = difflib.get_close_matches(str(name).lower(), names(), n=3, cutoff=0.5)
     hint = f'the nearest are {", ".join(near)}' if near else f'choose one of {", ".join(names())}'
     raise InputError(f'optimizer {name!r} is unknown; {hint}')
-  return factory
+  return found
 
 
 def _check_names(name: str, known: typing.Mapping[str, inspect.Parameter], given: Any) -> None:
@@ -183,7 +227,7 @@ def _takes_function(parameter: inspect.Parameter) -> bool:
   return any(typing.get_origin(o) is collections.abc.Callable for o in _options(parameter))
 
 
-def _is_scalar(parameter: inspect.Parameter, key: str, value: Any) -> bool:
+def _is_scalar(name: str, parameter: inspect.Parameter, value: Any) -> bool:
   """Whether the hyperparameter is a real number that lives in the state."""
   default = parameter.default
   if isinstance(default, bool | int | tuple):
@@ -196,19 +240,17 @@ def _is_scalar(parameter: inspect.Parameter, key: str, value: Any) -> bool:
     return True
   # No default tells the type: a number is real when it is written so, or when its name says so.
   if isinstance(value, int) and not isinstance(value, bool):
-    return bool(AVERAGES.match(key) or NOT_NEGATIVE.search(key))
+    return _range(name, parameter.name) != Range()
   if not isinstance(value, float | np.floating | np.ndarray | jax.Array):
     return False
   return np.ndim(value) == 0 and jnp.issubdtype(jnp.result_type(value), jnp.floating)
 
 
-def _upper(parameter: inspect.Parameter) -> float:
-  default = parameter.default
-  beyond = isinstance(default, float) and default >= 1  # beta of adaptive_rate is no average
-  return 1.0 if AVERAGES.match(parameter.name) and not beyond else math.inf
+def _range(name: str, key: str) -> Range:
+  return next((limits for at, limits in RANGES if at.search(f'{name}.{key}')), Range())
 
 
-def _real(name: str, key: str, value: Any, *, high: float) -> Any:
+def _real(name: str, key: str, value: Any) -> Any:
   """A number in its range as float32 will hold it: b2 = 0.99999999 is exactly 1 there."""
   if isinstance(value, jax.core.Tracer):
     return value
@@ -219,14 +261,16 @@ def _real(name: str, key: str, value: Any, *, high: float) -> Any:
     raise InputError(f'optimizer {name}: {key} is {value!r}; give a number{hint}')
   with np.errstate(over='ignore'):
     rounded = np.asarray(value).astype(np.float32)
-  low = 0.0 if high < math.inf or NOT_NEGATIVE.search(key) else -math.inf
   if rounded.ndim:
     raise InputError(f'optimizer {name}: {key} has shape {rounded.shape}; give one number')
-  if not (np.isfinite(rounded) and low <= rounded < high):
-    bounds = f'with {low:g} <= {key} < {high:g}' if high < math.inf else 'of at least 0'
+  low, high, is_open = _range(name, key)
+  if not (np.isfinite(rounded) and low <= rounded < high and not (is_open and rounded == low)):
+    bounds = f' above {low:g}' if is_open else f' of at least {low:g}'
+    if high < math.inf:
+      bounds = f' with {low:g} <= {key} < {high:g}'
     raise InputError(
       f'optimizer {name}: {key} is {value!r}; give a finite number'
-      + (f' {bounds}' if low > -math.inf else '')
+      + (bounds if low > -math.inf else '')
     )
   return value
 

@@ -11,12 +11,20 @@ import optax
 
 from jaxtune.typing import InputError
 
+MOST = 2**31 - 1  # an int32
 Shape = Callable[[jax.typing.ArrayLike], jax.Array]
-NAMES = ('constant', 'cosine', 'linear', 'wsd')
+NAMES = ('constant', 'cosine', 'cyclic', 'linear', 'rsqrt', 'wsd')
 
 
 def schedule(
-  name: str, *, steps: int, warmup: int | float = 0, decay: int | float = 0.1, end: float = 0.0
+  name: str,
+  *,
+  steps: int,
+  warmup: int | float = 0,
+  decay: int | float = 0.1,
+  end: float = 0.0,
+  timescale: int | None = None,
+  cycles: int = 2,
 ) -> Shape:
   r"""A shape `step -> multiplier` in [0, 1], float32; the rate is `learning_rate * shape(step)`.
 
@@ -29,17 +37,25 @@ def schedule(
   - `cosine`: $e + (1-e)\,\tfrac12(1 + \cos \pi x)$ (Loshchilov and Hutter, arXiv 1608.03983).
   - `wsd`, warm-up, stable, decay: 1, then linear to $e$ over the last `decay` steps (Hu et al.,
     arXiv 2404.06395).
+  - `cyclic`: the cosine from 1 to $e$, `cycles` times; every cycle starts anew at 1 (Loshchilov and
+    Hutter, the restarts, with cycles of one length).
+  - `rsqrt`: $\sqrt{\tau / (\tau + s - w)}$ with $\tau$ = `timescale` (Zhai et al., arXiv
+    2106.04560); $\tau = w$ makes it $\sqrt{w/s}$ (Vaswani et al., arXiv 1706.03762). It does not
+    depend on $n$, so a run may go on; $e$ is a floor that it need not reach.
 
-  The shape reaches `end` at step $n$, one after the last, so that the last step still learns, and
-  stays there. With `end=0` it is the shape of HF's schedulers except for the shift of the warm-up
-  by one step, which there spends step 0 at a rate of zero.
+  The other falling shapes reach `end` at step $n$, one after the last, so that the last step still
+  learns, and stay there. With `end=0` they are the shapes of HF's schedulers except for the shift
+  of the warm-up by one step, which there spends step 0 at a rate of zero.
 
   Args:
-    name: constant, cosine, linear or wsd.
+    name: constant, cosine, cyclic, linear, rsqrt or wsd.
     steps: optimizer steps of the whole run.
     warmup: steps (an int) or the fraction of `steps` (a float below 1).
     decay: of wsd only: its last steps, as a count or a fraction.
     end: the last multiplier, in [0, 1].
+    timescale: of rsqrt only: steps after the warm-up until the square of the rate has halved, at
+      least 1. None is the steps of the warm-up, or 1.
+    cycles: of cyclic only: how many, from 1 to one a step.
 
   Raises:
     InputError: an unknown name, or numbers that leave no step at the full rate.
@@ -48,7 +64,7 @@ def schedule(
     near = difflib.get_close_matches(str(name).lower(), NAMES, n=1, cutoff=0.3)
     hint = f'did you mean {near[0]!r}? ' if near else ''
     raise InputError(f'schedule {name!r} is unknown; {hint}choose one of {", ".join(NAMES)}')
-  if isinstance(steps, bool) or not isinstance(steps, int) or steps < 1:
+  if not _is_whole(steps, 1, math.inf):
     raise InputError(
       f'schedule steps is {steps!r}; give the number of steps of the run, at least 1'
     )
@@ -61,13 +77,22 @@ def schedule(
       f'schedule {name}: warmup of {warm} and decay of {falling} do not fit in {steps} steps with '
       'one at the full rate; shorten them'
     )
+  if timescale is not None and not _is_whole(timescale, 1, math.inf):
+    raise InputError(f'schedule timescale is {timescale!r}; give a whole number of steps, or None')
 
   main = steps - warm
+  most = min(main, MOST // main) if name == 'cyclic' else math.inf
+  if not _is_whole(cycles, 1, most):
+    raise InputError(f'schedule cycles is {cycles!r}; give a whole number from 1 to {most}')
   body: Any
   if name == 'linear':
     body = optax.linear_schedule(1.0, end, main)
   elif name == 'cosine':
     body = optax.cosine_decay_schedule(1.0, main, alpha=end)
+  elif name == 'cyclic':
+    body = _restarts(main, cycles, end)
+  elif name == 'rsqrt':
+    body = _inverse_root(timescale or max(warm, 1), end)
   elif name == 'wsd' and falling:
     body = optax.linear_schedule(1.0, end, falling, transition_begin=main - falling)
   else:
@@ -81,6 +106,26 @@ def schedule(
     return jnp.clip(jnp.asarray(body(jnp.asarray(step)), jnp.float32), 0.0, 1.0)
 
   return shape
+
+
+def _restarts(steps: int, cycles: int, end: float) -> Shape:
+  def body(step):
+    # In integers, so that a cycle starts at exactly 1 whatever its length is.
+    x = jnp.where(step < steps, step * cycles % steps / steps, 1.0)
+    return end + (1 - end) * 0.5 * (1 + jnp.cos(jnp.pi * x))
+
+  return body
+
+
+def _inverse_root(timescale: int, end: float) -> Shape:
+  def body(step):
+    return jnp.maximum(end, jnp.sqrt(timescale / (timescale + jnp.maximum(step, 0.0))))
+
+  return body
+
+
+def _is_whole(x: Any, low: int, high: float) -> bool:
+  return isinstance(x, int) and not isinstance(x, bool) and low <= x <= high
 
 
 def _is_number(x: Any) -> bool:

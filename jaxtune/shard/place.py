@@ -52,27 +52,8 @@ def param_shardings(
 
 
 def state_shardings(mesh: Mesh, state: Any, params: Any, shardings: Any) -> Any:
-  """Shardings of a tree that holds leaves of `params` somewhere (a train or optimizer state).
-
-  A leaf whose path ends in a parameter's path and that has its shape lies where the parameter does;
-  every other one (counts, scalars, factored moments) is replicated.
-  """
-  known = {
-    tree.path_name(path): (leaf.shape, sharding)
-    for (path, leaf), sharding in zip(
-      jax.tree_util.tree_flatten_with_path(params)[0], jax.tree.leaves(shardings), strict=True
-    )
-  }
-
-  def one(path: Any, leaf: Any) -> NamedSharding:
-    parts = tree.path_name(path).split('/')
-    for start in range(len(parts)):
-      shape, sharding = known.get('/'.join(parts[start:]), (None, None))
-      if sharding is not None and shape == leaf.shape:
-        return sharding
-    return replicated(mesh)
-
-  return jax.tree_util.tree_map_with_path(one, state)
+  """Shardings of a train or optimizer state: each leaf like its parameter, see `jaxtune.tree`."""
+  return tree.state_shardings(state, params, shardings, replicated(mesh))
 
 
 def batch_sharding(mesh: Mesh) -> NamedSharding:

@@ -15,6 +15,7 @@ import jax
 import orbax.checkpoint as ocp
 from orbax.checkpoint import checkpoint_managers as policies
 
+from jaxtune import tree
 from jaxtune.train.state import State
 from jaxtune.typing import InputError
 
@@ -101,7 +102,8 @@ def restore(
     step: a step to read in place of the newest.
 
   Raises:
-    InputError: checkpoints are there, and every one is damaged.
+    InputError: checkpoints are there, and every one is damaged, or the newest whole one is that of
+      another model, method or update rule.
   """
   steps = sorted(manager.all_steps(), reverse=True) if step is None else [step]
   damaged = []
@@ -111,6 +113,7 @@ def restore(
     if not _whole(folder):
       damaged.append(number)
       continue
+    _check(folder, like)
     target = jax.tree.map(ocp.utils.to_shape_dtype_struct, like)
     items = ocp.args.Composite(state=ocp.args.StandardRestore(target), data=ocp.args.JsonRestore())
     read = manager.restore(number, args=items)
@@ -135,6 +138,21 @@ def best(manager: ocp.CheckpointManager) -> tuple[int, float] | None:
   if step is None:
     return None
   return step, float(manager.metrics(step)['score'])
+
+
+def _check(folder: pathlib.Path, like: State) -> None:
+  """Refuses a checkpoint of another tree, which Orbax reports by the page, or casts and cuts."""
+
+  def stored(x: Any) -> Any:
+    return jax.random.key_data(x) if jax.dtypes.issubdtype(x.dtype, jax.dtypes.prng_key) else x
+
+  held = ocp.StandardCheckpointHandler().metadata(folder / 'state').tree
+  found = tree.difference(jax.eval_shape(lambda x: jax.tree.map(stored, x), like), held)
+  if found:
+    raise InputError(
+      f'{folder}: the checkpoint comes from another model, method or update rule: {found}; '
+      'use those that it was made with, or another folder'
+    )
 
 
 def _digests(folder: pathlib.Path) -> dict[str, str]:

@@ -30,13 +30,14 @@ def make_step(
 
   Args:
     objective: what is minimized.
-    optimizer: any optax transformation; it also gets `value`, `grad` and `value_fn`.
+    optimizer: any optax transformation; it also gets `value`, `grad`, `value_fn` and `weight`.
     accumulate: micro-batches that a batch is cut into; it must divide the batch.
     axis: name of the mapped axis under `pmap`, over which gradients are summed.
 
   Returns:
     A step whose metrics are float32 scalars: `loss`, the objective's own metrics as means,
-    `grad_norm`, `weight`, and `learning_rate` where the optimizer keeps it in its state.
+    `grad_norm`, `weight`, and where the optimizer keeps them in its state `learning_rate` and
+    `optim.observations`.
   """
   optimizer = optax.with_extra_args_support(optimizer)
 
@@ -86,12 +87,14 @@ def make_step(
       value=loss.total / weight,
       grad=gradients,
       value_fn=value_fn,
+      weight=loss.weight,
     )
     metrics = {
       'loss': loss.total / weight,
       **{name: total / weight for name, total in loss.metrics.items()},
       'grad_norm': optax.tree.norm(gradients).astype(jnp.float32),
       'weight': loss.weight,
+      **optim.observations(opt),
     }
     rate = optim.hyperparameters(opt).get('learning_rate')
     if rate is not None:

@@ -19,7 +19,7 @@ PARAMS = {'w': jnp.ones((3, 2)), 'bias': jnp.ones((2,))}
   ('name', 'kwargs', 'says'),
   [
     ('AdamWW', {}, 'nearest are adamw'),
-    ('zzz', {}, 'choose one of adaptive_rate'),
+    ('zzz', {}, 'choose one of adagrad_norm'),
     ('scale_by_rprop', {}, 'is unknown'),
     ('adamw', {'learning_rate': -1e-3}, 'learning_rate is -0.001'),
     ('adamw', {'learning_rate': float('nan')}, 'learning_rate is nan'),
@@ -46,7 +46,11 @@ PARAMS = {'w': jnp.ones((3, 2)), 'bias': jnp.ones((2,))}
     ('sgd', {'decay_rules': [('', True)]}, 'takes no decay_rules'),
     ('adafactor', {'min_dim_size_to_factor': 2.5}, 'give a whole number'),
     ('prodigy', {'betas': 0.9}, 'betas is 0.9; give a list of numbers'),
-    ('muon', {'ns_coeffs': 'muon'}, 'Unknown ns_coeff preset'),
+    ('muon', {'coefficients': 'muon'}, "coefficients is 'muon'; choose one of standard"),
+    ('muonclip', {'threshold': 0}, 'threshold is 0; give a finite number above 0'),
+    ('apollo', {'gamma': 0.5}, 'gamma is 0.5; give a finite number of at least 1'),
+    ('grokfast_adamw', {'alpha': 1.0}, 'alpha is 1.0.*0 <= alpha < 1'),
+    ('soap', {'every': 0}, 'every is 0; give the steps'),
     ('dpsgd', {}, 'needs l2_norm_clip'),
   ],
 )
@@ -66,8 +70,8 @@ def test_integers_for_real_hyperparameters_are_real():
 def test_where_the_rule_has_no_default_a_number_is_real_by_how_it_is_written_or_named():
   named = optim.create('sgd', 1e-3, momentum=0)
   assert 'momentum' in optim.hyperparameters(named.init(PARAMS))
-  written = optim.create('muon', 1e-3, consistent_rms=0.2)
-  assert 'consistent_rms' in optim.hyperparameters(written.init(PARAMS))
+  written = optim.create('adafactor', 1e-3, weight_decay_rate=0.2)
+  assert 'weight_decay_rate' in optim.hyperparameters(written.init(PARAMS))
   whole = optim.create('schedule_free_adamw', 1e-3, warmup_steps=10)
   assert 'warmup_steps' not in optim.hyperparameters(whole.init(PARAMS))
 
@@ -78,14 +82,14 @@ def test_none_where_the_rule_allows_it():
 
 def test_the_schedule_multiplies_every_rate():
   tx = optim.create(
-    'muon', 1e-2, adam_learning_rate=1e-3, schedule=optim.schedule('linear', steps=4)
+    'scion', 1e-2, rest_learning_rate=1e-3, schedule=optim.schedule('linear', steps=4)
   )
   state = tx.init(PARAMS)
   for _ in range(3):
     _, state = tx.update(PARAMS, state, PARAMS)
   values = optim.hyperparameters(state)
   np.testing.assert_allclose(values['learning_rate'], 0.5e-2, rtol=1e-6)
-  np.testing.assert_allclose(values['adam_learning_rate'], 0.5e-3, rtol=1e-6)
+  np.testing.assert_allclose(values['rest_learning_rate'], 0.5e-3, rtol=1e-6)
 
 
 def test_clipping_is_over_all_leaves_before_the_rule():

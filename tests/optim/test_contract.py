@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+import orbax.checkpoint as ocp
 import pytest
 
 from jaxtune import optim
@@ -29,7 +30,8 @@ def each(*without, among=None):
 
 STATIC = {
   'adafactor': {'min_dim_size_to_factor': 2},
-  'galore': {'rank': 2},
+  'apollo': {'rank': 2, 'every': 2},
+  'galore': {'rank': 2, 'every': 2},
   'lars': {'trust_coefficient': 1.0},
   'lbfgs': {'linesearch': None},
   'noisy_sgd': {'key': jax.random.key(0)},
@@ -44,25 +46,32 @@ ALL = [('', True)]  # decay rules: every parameter decays
 
 def floats(name):
   """Every real-valued hyperparameter of a rule at its default."""
-  parameters = inspect.signature(by_name._factory(name)).parameters.values()
+  parameters = inspect.signature(by_name.factory(name)).parameters.values()
   return {p.name: p.default for p in parameters if isinstance(p.default, float)} | {
     'learning_rate': 1e-2
   }
 
 
 def make(name, **kwargs):
-  masks = set(by_name.DECAY_MASKS) & set(inspect.signature(by_name._factory(name)).parameters)
+  masks = set(by_name.DECAY_MASKS) & set(inspect.signature(by_name.factory(name)).parameters)
   decay = {'decay_rules': ALL} if masks else {}
   return optim.create(name, **{'learning_rate': 1e-2, **STATIC.get(name, {}), **decay, **kwargs})
 
 
 def numbers(seed, dtype=jnp.float32):
-  """A tree with a stack of matrices, a stack of norms, a matrix, a vector and a hole."""
+  """Stacks of matrices, of norms and of LoRA's factors, a matrix, a vector and a hole."""
   rng = np.random.default_rng(seed)
   shapes = {'w': (3, 4, 5), 'scale': (3, 5), 'embed': (6, 4), 'bias': (4,)}
+  shapes |= {'a': (3, 4, 2), 'b': (3, 2, 5)}
   x = {k: jnp.asarray(rng.standard_normal(s), dtype) for k, s in shapes.items()}
   return {
-    'decoder': {'0-2': {'w': x['w'], 'norm': {'scale': x['scale'], 'frozen': None}}},
+    'decoder': {
+      '0-2': {
+        'w': x['w'],
+        'norm': {'scale': x['scale'], 'frozen': None},
+        'up': {'a': x['a'], 'b': x['b']},
+      }
+    },
     'embed': x['embed'],
     'bias': x['bias'],
   }
@@ -137,6 +146,78 @@ def test_a_rate_of_zero_changes_nothing(name):
   assert_close(new, params, rtol=0, atol=5e-7 if name.startswith('schedule_free') else 0)
 
 
+@each('prodigy')  # which divides 0 by 0 until the first gradient
+def test_zero_gradients_do_no_harm(name):
+  """From the first step on: no division of nothing by nothing."""
+  tx, params = make(name, clip_norm=1.0), numbers(0)
+  zeros, step = jax.tree.map(jnp.zeros_like, params), jax.jit(stepper(name, tx))
+  state = tx.init(params)
+  for _ in range(2):
+    params, state = step(params, state, zeros)
+  for x in jax.tree.leaves((params, state)):
+    assert x.dtype == jax.random.key(0).dtype or np.all(np.isfinite(x))
+
+
+@each()
+def test_masked_leaves_are_left_alone(name):
+  tx, params, gradient = make(name), numbers(0), numbers(1)
+  masked = optax.masked(tx, {'decoder': True, 'embed': False, 'bias': False})
+  updates, _ = masked.update(gradient, masked.init(params), params, **EXTRA.get(name, {}))
+  only = {'decoder': params['decoder'], 'embed': None, 'bias': None}
+  g = {'decoder': gradient['decoder'], 'embed': None, 'bias': None}
+  alone, _ = tx.update(g, tx.init(only), only, **EXTRA.get(name, {}))
+  assert_close(updates, {**gradient, 'decoder': alone['decoder']})
+
+
+@each()
+def test_sharded_is_unsharded(name):
+  tx, params = make(name, clip_norm=1.0), numbers(0)
+  mesh = jax.make_mesh((2, 4), ('data', 'fsdp'), axis_types=(jax.sharding.AxisType.Auto,) * 2)
+  specs = {
+    'decoder': {
+      '0-2': {
+        'w': (None, 'fsdp'),
+        'norm': {'scale': (), 'frozen': None},
+        'up': {'a': (None, 'fsdp'), 'b': ()},
+      }
+    },
+    'embed': (None, 'fsdp'),
+    'bias': ('fsdp',),
+  }
+  place = jax.tree.map(lambda _, s: jax.NamedSharding(mesh, jax.P(*s)), params, specs)
+  step, state = stepper(name, tx), tx.init(params)
+  places = optim.state_sharding(tx, params, place)
+  spread = jax.jit(step, in_shardings=(place, places, place), out_shardings=(place, places))
+  a, b = (params, state), jax.device_put((params, state), (place, places))
+  for i in (1, 2):
+    a = jax.jit(step)(*a, numbers(i))
+    b = spread(*b, jax.device_put(numbers(i), place))
+  assert_close(a, b, rtol=1e-4, atol=1e-5)
+
+
+@each()
+def test_states_come_back_from_orbax_bit_for_bit(name, tmp_path):
+  tx, params = make(name, **floats(name)), numbers(0, jnp.bfloat16)
+  _, state = jax.jit(stepper(name, tx))(params, tx.init(params), numbers(1, jnp.bfloat16))
+  with ocp.StandardCheckpointer() as checkpointer:
+    checkpointer.save(tmp_path / 'state', {'opt': state})
+    checkpointer.wait_until_finished()
+    target = jax.tree.map(ocp.utils.to_shape_dtype_struct, {'opt': tx.init(params)})
+    back = checkpointer.restore(tmp_path / 'state', target)['opt']
+  assert jax.tree.structure(back) == jax.tree.structure(state)
+  for x, y in zip(jax.tree.leaves(back), jax.tree.leaves(state), strict=True):
+    x, y = (jax.random.key_data(z) if z.dtype == jax.random.key(0).dtype else z for z in (x, y))
+    assert x.dtype == y.dtype and np.array_equal(x, y)
+
+
+@pytest.mark.parametrize('name', sorted(by_name.OWN))
+def test_a_constant_schedule_is_a_number(name):
+  rules = [by_name.factory(name)(rate, **STATIC.get(name, {})) for rate in (1e-2, lambda _: 1e-2)]
+  params, gradient = numbers(0), numbers(1)
+  a, b = (tx.update(gradient, tx.init(params), params, **EXTRA.get(name, {}))[0] for tx in rules)
+  assert_close(a, b, rtol=1e-6, atol=0)
+
+
 @each()
 def test_no_buffer_twice_so_that_a_step_may_donate(name):
   params = numbers(0)
@@ -201,7 +282,7 @@ def test_with_every_hyperparameter_in_the_state_the_rule_is_that_of_optax(name):
 
   Adam's bias correction takes most of that back; acprop moves far (by 1.7 here) and keeps 1e-5.
   """
-  theirs = optax_run(by_name._factory(name)(1e-2, **STATIC.get(name, {})), name)
+  theirs = optax_run(by_name.factory(name)(1e-2, **STATIC.get(name, {})), name)
   assert_close(optax_run(make(name), name), theirs, rtol=1e-6, atol=1e-6)
   atol = 3e-5 if name == 'acprop' else 1e-6
   assert_close(optax_run(make(name, **floats(name)), name), theirs, rtol=1e-6, atol=atol)

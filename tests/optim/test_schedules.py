@@ -26,6 +26,12 @@ def test_values():
   close(at('cosine', (0, 5, 10, 99), end=0.2), [1, 0.6, 0.2, 0.2], rtol=1e-6)
   quarter = 0.5 * (1 + np.cos(np.pi / 4))
   close(at('cosine', (2, 4, 6), warmup=2), [1, quarter, 0.5], rtol=1e-6)
+  fall = [1, 0.5 * (1 + np.cos(np.pi / 2))]
+  close(at('cyclic', range(5), steps=4), [*fall, *fall, 0], atol=1e-7)
+  close(at('cyclic', (2, 5, 6, 9), steps=10, warmup=2, cycles=2, end=0.2)[::2], [1, 1], rtol=1e-6)
+  close(at('rsqrt', (0, 3, 4, 16, 99), warmup=4), [0.2, 0.8, 1, 0.5, (4 / 99) ** 0.5], rtol=1e-6)
+  close(at('rsqrt', (4, 8, 24), warmup=4, timescale=4, end=0.5), [1, 0.5**0.5, 0.5], rtol=1e-6)
+  close(at('rsqrt', (0, 3)), [1, 0.5], rtol=1e-6)
   wsd = at('wsd', range(11), warmup=0.2, decay=4, end=0.2)
   close(wsd, [1 / 3, 2 / 3, 1, 1, 1, 1, 1, 0.8, 0.6, 0.4, 0.2], rtol=1e-6)
 
@@ -44,16 +50,32 @@ def test_every_step_learns_one_reaches_the_peak_and_the_end_is_the_end(
   warm = min(round(warmup * steps), steps - 1)
   if name == 'wsd' and warm + round(decay * steps) > steps:
     return
-  shape = optim.schedule(name, steps=steps, warmup=warmup, decay=decay, end=end)
+  cycles = min(3, steps - warm)
+  shape = optim.schedule(name, steps=steps, warmup=warmup, decay=decay, end=end, cycles=cycles)
   values = np.asarray(jax.jit(jax.vmap(shape))(jnp.arange(steps + 3)))
   assert values.dtype == np.float32
   assert values.min() >= 0 and values.max() <= 1
   assert (values[:steps] > 0).all()
   assert values[warm] == 1
   assert (values[:warm] < 1).all() and (np.diff(values[: warm + 1]) > 0).all()
-  assert (np.diff(values[warm:]) <= 1e-7).all()
-  if name in ('linear', 'cosine'):
+  rises = (np.diff(values[warm:]) > 1e-7).sum()
+  assert rises == (cycles - 1 if name == 'cyclic' and end < 1 and cycles < steps - warm else 0)
+  if name == 'rsqrt':
+    assert (values >= min(end, values[0])).all()
+  if name in ('linear', 'cosine', 'cyclic'):
     np.testing.assert_allclose(values[steps:], end, atol=1e-7)
+
+
+@settings(max_examples=50, deadline=None, derandomize=True)
+@given(st.integers(1, 300), st.integers(1, 20))
+def test_cycles_start_at_exactly_one(steps, cycles):
+  """Wherever a cycle starts on a step, even if its length is no whole number."""
+  cycles = min(cycles, steps)
+  values = at('cyclic', range(300), steps=steps, cycles=cycles)[:steps]
+  starts = [s for s in range(steps) if s * cycles % steps == 0]
+  assert [values[s] for s in starts] == [1.0] * len(starts)
+  x = np.arange(steps) * cycles % steps / steps
+  np.testing.assert_allclose(values, 0.5 * (1 + np.cos(np.pi * x)), atol=1e-6)
 
 
 def test_a_count_and_a_fraction_agree():
@@ -87,6 +109,12 @@ def test_it_multiplies_the_rate_and_is_that_of_optax_from_the_peak_on():
     ('linear', {'warmup': 10}, 'do not fit in 10 steps'),
     ('wsd', {'warmup': 5, 'decay': 6}, 'do not fit in 10 steps'),
     ('linear', {'end': 1.5}, 'end is 1.5'),
+    ('rsqrt', {'timescale': 0}, 'timescale is 0'),
+    ('rsqrt', {'timescale': 1e4}, 'timescale is 10000.0'),
+    ('cyclic', {'cycles': 0}, 'cycles is 0'),
+    ('cyclic', {'cycles': 2.0}, 'cycles is 2.0'),
+    ('cyclic', {'cycles': 9, 'warmup': 2}, 'from 1 to 8'),
+    ('cyclic', {'cycles': 3000, 'steps': 10**6}, 'cycles is 3000; .* to 2147'),
   ],
 )
 def test_bad_input(name, kwargs, says):

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxtune import train
+from jaxtune import optim, train
 from jaxtune.train import checkpoint
 from jaxtune.typing import InputError
 
@@ -125,3 +125,19 @@ def test_too_little_room_is_told_before_anything_is_written(tmp_path, state, mon
   with pytest.raises(InputError, match=r'needs 1\.\d MiB, and 0\.0 MiB are free; make room'):
     train.save(manager, at(state, 1), {}, None)
   assert list(tmp_path.iterdir()) == []
+
+
+def test_a_checkpoint_of_another_rule_is_one_clear_line(tmp_path, tiny):
+  def state(name, trainable):
+    return train.init_state(trainable, optim.create(name, 1e-2), jax.random.key(0))
+
+  train.save(train.open_checkpoints(tmp_path), state('sgd', tiny.trainable), {}, None)
+  with pytest.raises(InputError) as error:
+    train.restore(train.open_checkpoints(tmp_path), state('adamw', tiny.trainable))
+  line = str(error.value)
+  assert line.startswith(f'{tmp_path}/0: the checkpoint comes from another model, method or update')
+  assert "'opt/inner/0/count' of int32[] is missing" in line and '\n' not in line
+  low = jax.tree.map(lambda x: x.astype(jnp.bfloat16), tiny.trainable)
+  with pytest.raises(InputError, match=r'is float32\[.*\] where bfloat16\[.*\] is wanted'):
+    train.restore(train.open_checkpoints(tmp_path), state('sgd', low))
+  assert train.restore(train.open_checkpoints(tmp_path), state('sgd', tiny.trainable))

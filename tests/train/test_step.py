@@ -10,6 +10,9 @@ import pytest
 
 from jaxtune import losses, models, optim, shard, train, tree
 from jaxtune.losses import Loss
+from jaxtune.optim.accumulate import accumulate_by_weight
+from jaxtune.optim.observe import observe
+from jaxtune.optim.spikes import skip_spikes
 
 
 def stack(batches, count):
@@ -62,6 +65,47 @@ def test_logged_learning_rate_is_the_one_that_was_used(tiny):
   for number in range(4):
     state, metrics = step(state, tiny.frozen, next(batches))
     np.testing.assert_allclose(metrics['learning_rate'], 1e-2 * shape(number), rtol=1e-6)
+
+
+def test_what_wrappers_keep_is_among_the_metrics(tiny):
+  labels = [('/a$', 'a'), ('', 'rest')]
+  optimizer = skip_spikes(observe(tiny.optimizer(), labels))
+  step = jax.jit(train.make_step(tiny.objective, optimizer))
+  state = train.init_state(tiny.trainable, optimizer, jax.random.key(0))
+  new, metrics = step(state, tiny.frozen, next(tiny.batches()))
+  whole = np.hypot(metrics['grad_norm/a'], metrics['grad_norm/rest'])
+  np.testing.assert_allclose(metrics['grad_norm'], whole, rtol=1e-5)
+  np.testing.assert_allclose(metrics['spikes/norm'], whole, rtol=1e-5)
+  assert int(metrics['spikes/skipped']) == 0 and float(metrics['update_ratio/a']) > 0
+  bad = jax.tree.map(lambda x: x if x is None else x * jnp.nan, tiny.frozen)
+  after, metrics = step(new, bad, next(tiny.batches()))
+  assert int(metrics['spikes/skipped']) == 1 and not np.isfinite(metrics['loss'])
+  jax.tree.map(np.testing.assert_array_equal, after.trainable, new.trainable)
+
+
+def test_the_optimizer_gets_the_weight_of_the_batch():
+  """Two calls, of 1 and of 3 rows, are one step on the four."""
+
+  def objective(params, batch, key):
+    error = batch['x'] @ params['w'] - batch['y']
+    return Loss(jnp.sum(batch['weight'] * error**2), jnp.sum(batch['weight']), {})
+
+  rng = np.random.default_rng(0)
+  batch = {'x': rng.normal(size=(4, 3)), 'y': rng.normal(size=4), 'weight': np.ones(4)}
+  batch = jax.tree.map(jnp.float32, batch)
+  params, frozen = {'w': jnp.ones(3)}, {'w': None}
+
+  def last(optimizer, batches):
+    step = jax.jit(train.make_step(objective, optimizer))
+    state = train.init_state(params, optimizer, jax.random.key(0))
+    for part in batches:
+      state, _ = step(state, frozen, part)
+    return state.trainable['w']
+
+  parts = [{**batch, 'weight': jnp.asarray(w, jnp.float32)} for w in ([1, 0, 0, 0], [0, 1, 1, 1])]
+  rule = optim.gradient_descent(0.1)
+  cut, whole = last(accumulate_by_weight(rule, 2), parts), last(rule, [batch])
+  np.testing.assert_allclose(cut, whole, rtol=1e-6)
 
 
 @pytest.mark.parametrize('accumulate', [2, 4, 8])
