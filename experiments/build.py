@@ -2,6 +2,7 @@
 
 import dataclasses
 import importlib.util
+import inspect
 import math
 import pathlib
 import re
@@ -13,7 +14,7 @@ import optax
 import tokenizers
 
 from experiments.keys import Config, check
-from jaxtune import adapt, data, interop, losses, models, optim
+from jaxtune import adapt, data, interop, losses, models, optim, train
 from jaxtune.adapt import Adapted
 from jaxtune.models import ModelSpec
 from jaxtune.typing import InputError, Params
@@ -45,6 +46,7 @@ class Job:
   corpus: Corpus
   objective: losses.Objective
   optimizer: optax.GradientTransformationExtraArgs
+  arguments: train.Arguments | None
   steps: int
   score: Callable[[Mapping[str, float]], float]
 
@@ -85,6 +87,7 @@ def job(config: Config) -> Job:
     corpus=corpus,
     objective=objective(config, model),
     optimizer=optimizer(config, steps),
+    arguments=arguments(config, model),
     steps=steps,
     score=lambda metrics: (
       metrics.get('accuracy', 0.0) if config.task == 'classification' else -metrics['loss']
@@ -283,7 +286,8 @@ def optimizer(config: Config, steps: int) -> optax.GradientTransformationExtraAr
   c = config.optim
   others = dict(c.hyperparameters)
   warmup = int(c.warmup) if c.warmup >= 1 else float(c.warmup)
-  if c.weight_decay or c.name == 'adamw':
+  # Rules have defaults of their own; what the configuration says counts, and that it says 0 too.
+  if c.weight_decay or 'weight_decay' in inspect.signature(optim.factory(c.name)).parameters:
     others['weight_decay'] = c.weight_decay
   return optim.create(
     c.name,
@@ -292,6 +296,13 @@ def optimizer(config: Config, steps: int) -> optax.GradientTransformationExtraAr
     clip_norm=c.clip_norm or None,
     **others,
   )
+
+
+def arguments(config: Config, model: ModelSpec) -> train.Arguments | None:
+  """What the update rule needs besides gradients, from the parameters and the batch."""
+  if config.optim.name != 'muonclip':
+    return None
+  return lambda params, batch: {'query_key_maxima': models.query_key_maxima(model, params, batch)}
 
 
 def train_tokenizer(config: Config, rows: Sequence[Record]) -> tokenizers.Tokenizer:

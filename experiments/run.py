@@ -47,6 +47,7 @@ def prepare(job: Job) -> tuple[train.Program, data.Batches]:
     key=jax.random.fold_in(jax.random.key(config.seed), 1),
     mesh=dict(config.mesh),
     accumulate=config.train.accumulate,
+    arguments=job.arguments,
   )
   return program, batches
 

@@ -44,7 +44,7 @@ from jaxtune.optim.orthogonalize import newton_schulz, orthogonalize
 from jaxtune.optim.per_layer import STACKED, per_layer
 from jaxtune.optim.precision import in_precision
 from jaxtune.optim.qk_clip import QUERY_KEY, muonclip, qk_clip
-from jaxtune.optim.quantize import adamw_8bit, quantize_state
+from jaxtune.optim.quantize import BFLOAT16, EIGHT_BIT, adamw_8bit, quantize_state
 from jaxtune.optim.riemannian_lora import riemannian_lora, scale_by_riemannian_lora
 from jaxtune.optim.schedules import schedule
 from jaxtune.optim.scion import SCION, Ball, scale_by_lmo, scion
@@ -66,11 +66,13 @@ from jaxtune.optim.tables import DECAY, DECAYED, by_rules, decay_mask, multiply_
 __all__ = [
   'ADAM_MINI',
   'AccumulatedNormState',
+  'BFLOAT16',
   'Ball',
   'Blocks',
   'Codec',
   'DECAY',
   'DECAYED',
+  'EIGHT_BIT',
   'HyperparameterState',
   'MATRICES',
   'Matrix',

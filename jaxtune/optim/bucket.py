@@ -6,7 +6,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import optax
-from jax.sharding import NamedSharding, PartitionSpec
+from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 from jaxtune import tree
 from jaxtune.optim.matrix_shape import require_matrices
@@ -43,7 +43,8 @@ def bucket_by_shape(
 
   Raises:
     InputError: at `init`, a leaf with fewer than two axes; a sharding with axes beyond the first,
-      or of no mesh.
+      or
+      of no mesh, or of one with explicit axes.
   """
   inner = optax.with_extra_args_support(inner)
 
@@ -53,23 +54,38 @@ def bucket_by_shape(
       if sharding is None and len(at) == 1:
         stacked[key] = leaves[at[0]]
         continue
-      flat = [leaves[i].reshape(-1, *leaves[i].shape[-2:]) for i in at]
-      batch = jnp.concatenate(flat) if len(flat) > 1 else flat[0]
+      batch = jnp.concatenate([leaves[i].reshape(-1, *leaves[i].shape[-2:]) for i in at])
       if sharding is not None:
         batch = jnp.pad(batch, ((0, -len(batch) % _shards(sharding)), (0, 0), (0, 0)))
+        # Whole before it is cut, and after: one collective a batch, where XLA would take one a leaf.
+        batch = jax.lax.with_sharding_constraint(batch, _whole(sharding))
         batch = jax.lax.with_sharding_constraint(batch, sharding)
       stacked[key] = batch
     return stacked
 
+  def divided(state, stacked):
+    """Under jit the zeros of a new state have no sharding of their own."""
+
+    def one(path, x):
+      sizes = [len(stacked[key]) for key in map(_name, path) if key in stacked]
+      mirrors = bool(sizes) and x.shape[:1] == (sizes[0],)
+      return jax.lax.with_sharding_constraint(x, sharding) if mirrors else x
+
+    return state if sharding is None else jax.tree_util.tree_map_with_path(one, state)
+
   def init(params):
     require_matrices(params)
-    return inner.init(stack(_buckets(params, sharding is not None), params))
+    stacked = stack(_buckets(params, sharding is not None), params)
+    return divided(inner.init(stacked), stacked)
 
   def update(updates, state, params=None, **extra):
     buckets = _buckets(updates, sharding is not None)
+    stacked = stack(buckets, updates)
     seen = None if params is None else stack(buckets, params)
-    new, state = inner.update(stack(buckets, updates), state, seen, **extra)
-    return _unstack(buckets, new, updates), state
+    new, state = inner.update(stacked, state, seen, **extra)
+    if sharding is not None:
+      new = jax.lax.with_sharding_constraint(new, _whole(sharding))
+    return _unstack(buckets, new, updates), divided(state, stacked)
 
   return optax.GradientTransformationExtraArgs(init, update)
 
@@ -100,17 +116,32 @@ def _unstack(buckets: dict[str, list[int]], stacked: dict[str, jax.Array], like:
   return jax.tree.unflatten(structure, leaves)
 
 
+def _name(key: Any) -> str:
+  return tree.path_name((key,))
+
+
+def _whole(sharding: NamedSharding | PartitionSpec) -> NamedSharding | PartitionSpec:
+  """Whole along the axis of matrices, and along the others as the partitioner likes."""
+  free = PartitionSpec(None, PartitionSpec.UNCONSTRAINED, PartitionSpec.UNCONSTRAINED)
+  return NamedSharding(sharding.mesh, free) if isinstance(sharding, NamedSharding) else free
+
+
 def _shards(sharding: NamedSharding | PartitionSpec) -> int:
   """Into how many parts the first axis is cut."""
   if isinstance(sharding, NamedSharding):
-    spec, sizes = sharding.spec, sharding.mesh.shape
+    spec, mesh = sharding.spec, sharding.mesh
   else:
-    spec, sizes = sharding, jax.sharding.get_abstract_mesh().shape
+    spec, mesh = sharding, jax.sharding.get_abstract_mesh()
   first = spec[0] if len(spec) == 1 else None
   names = (first,) if isinstance(first, str) else first
-  if not names or any(name not in sizes for name in names):
+  if not names or any(name not in mesh.shape for name in names):
     raise InputError(
-      f'sharding {spec} over a mesh of {dict(sizes)} does not say how one axis of matrices is cut; '
+      f'sharding {spec} over {dict(mesh.shape)} does not say how the one axis of matrices is cut; '
       "give NamedSharding(mesh, P('data')), or P('data') under jax.set_mesh"
     )
-  return math.prod(sizes[name] for name in names)
+  if AxisType.Explicit in mesh.axis_types:
+    raise InputError(
+      f'sharding {spec} is over explicit axes {mesh.axis_names}; make the mesh with '
+      'axis_types=(AxisType.Auto, ...)'
+    )
+  return math.prod(mesh.shape[name] for name in names)

@@ -12,6 +12,7 @@ from jaxtune.optim.matrices import MATRICES, Matrix, matrix_chain
 from jaxtune.optim.per_layer import STACKED
 from jaxtune.optim.precision import at_least
 from jaxtune.optim.tables import DECAYED
+from jaxtune.typing import InputError
 
 
 class KronState(NamedTuple):
@@ -64,8 +65,10 @@ def scale_by_kron(
     seed: of the draws of $V$.
 
   Raises:
-    InputError: at `init`, a leaf with fewer than two axes.
+    InputError: at `init`, a leaf with fewer than two axes; a number `every` below 1.
   """
+  if isinstance(every, int) and every < 1:
+    raise InputError(f'every is {every!r}; give the steps between updates of Q, at least 1')
 
   def init(params):
     def start(x, n):

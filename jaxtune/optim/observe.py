@@ -43,7 +43,7 @@ def observe(
   inner = optax.with_extra_args_support(inner)
 
   def norms(values, names):
-    squares: dict[str, Any] = {name: jnp.zeros(()) for name in sorted(set(names))}
+    squares = {name: jnp.zeros(()) for name in sorted(set(names))}
     for name, x in zip(names, jax.tree.leaves(at_least(values)), strict=True):
       squares[name] += jnp.sum(jnp.square(jnp.abs(x))).astype(jnp.float32)
     return {name: jnp.sqrt(square) for name, square in squares.items()}

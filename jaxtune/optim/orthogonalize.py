@@ -57,7 +57,7 @@ def newton_schulz(
   below $\epsilon$ shrinks the result, and zeros give zeros. Leading axes are a batch.
 
   Singular values come out in a band if they are in [0.002, 1] after the division by the norm;
-  smaller ones come out below it, none above it (float32; bfloat16 widens the band by 0.03):
+  smaller ones come out below it, none above it (float32; bfloat16 widens the band by 0.01):
 
   - 'standard' (Jordan et al., 2024, "Muon: An optimizer for hidden layers"), 5 steps or more:
     [0.68, 1.21]. More steps do not narrow it.
@@ -159,7 +159,11 @@ def _table(
   """A row for each step, and what the norm is multiplied by."""
   if isinstance(steps, bool) or not isinstance(steps, int) or steps < 1:
     raise InputError(f'steps is {steps!r}; give a whole number of iterations, at least 1')
-  if dtype is not None and not jnp.issubdtype(dtype, jnp.floating):
+  try:
+    floating = dtype is None or jnp.issubdtype(dtype, jnp.floating)
+  except TypeError:
+    floating = False
+  if not floating:
     raise InputError(f'dtype is {dtype!r}; give a float dtype such as jnp.bfloat16')
   if isinstance(coefficients, str):
     if coefficients not in TABLES:

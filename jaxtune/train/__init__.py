@@ -5,9 +5,10 @@ from jaxtune.train.evaluate import evaluate
 from jaxtune.train.loop import fit
 from jaxtune.train.program import Program, prepare
 from jaxtune.train.state import State, init_state
-from jaxtune.train.step import Step, make_evaluation, make_step
+from jaxtune.train.step import Arguments, Step, make_evaluation, make_step
 
 __all__ = [
+  'Arguments',
   'Program',
   'Restored',
   'State',

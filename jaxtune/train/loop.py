@@ -52,7 +52,8 @@ def fit(
     stop: asked after every step.
 
   Raises:
-    InputError: the loss is not a finite number; the checkpoints on disk are from before that.
+    InputError: the loss is not a finite number (and the rule is no `optim.skip_spikes`); the
+      checkpoints on disk are from before that.
   """
   state = program.state if state is None else state
   best = checkpoint.best(checkpoints) if checkpoints else None
@@ -77,8 +78,9 @@ def fit(
     values = {name: float(value) for name, value in jax.device_get(metrics).items()}
     elapsed, clock = time.perf_counter() - clock, time.perf_counter()
     # With a gradient that is no number the loss still is one, and what is saved no longer.
-    for name in ('loss', 'grad_norm'):
-      require_finite(name, values[name], number)
+    if 'spikes/skipped' not in values:  # a rule that skips broken gradients goes on
+      for name in ('loss', 'grad_norm'):
+        require_finite(name, values[name], number)
     log({'step': number, **values, 'tokens_per_second': tokens / elapsed})
 
   for number in range(int(state.step) + 1, steps + 1):

@@ -10,7 +10,7 @@ from jaxtune import shard, tree
 from jaxtune.losses import Objective
 from jaxtune.train.evaluate import evaluate
 from jaxtune.train.state import State, init_state
-from jaxtune.train.step import make_evaluation, make_step
+from jaxtune.train.step import Arguments, make_evaluation, make_step
 from jaxtune.typing import Batch, Key, Params
 
 
@@ -44,6 +44,7 @@ def prepare(
   key: Key | None = None,
   mesh: Mapping[str, int] | None = None,
   accumulate: int = 1,
+  arguments: Arguments | None = None,
 ) -> Program:
   """Places the parameters on the devices and compiles the step.
 
@@ -56,6 +57,7 @@ def prepare(
     key: for dropout, the key of seed 0 by default.
     mesh: devices along `data` and `fsdp`, see `shard.mesh`; all replicas by default.
     accumulate: micro-batches that a batch is cut into.
+    arguments: more arguments of the optimizer's update, see `make_step`.
 
   Raises:
     InputError: parameters or batches that the mesh does not divide.
@@ -75,7 +77,7 @@ def prepare(
   example = place(next(batches))
   batches.set_state(cursor)
   step = jax.jit(
-    make_step(objective, optimizer, accumulate=accumulate),
+    make_step(objective, optimizer, accumulate=accumulate, arguments=arguments),
     donate_argnums=0,
     out_shardings=(states, shard.replicated(grid)),
   )

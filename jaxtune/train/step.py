@@ -1,6 +1,6 @@
 """One training step and one evaluation step as pure functions."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
@@ -11,9 +11,10 @@ from jax import lax
 from jaxtune import optim, tree
 from jaxtune.losses import Loss, Objective
 from jaxtune.train.state import State
-from jaxtune.typing import Batch, Key, Metrics
+from jaxtune.typing import Batch, Key, Metrics, Params
 
 Step = Callable[[State, Any, Batch], tuple[State, Metrics]]
+Arguments = Callable[[Params, Batch], Mapping[str, Any]]
 
 
 def make_step(
@@ -22,6 +23,7 @@ def make_step(
   *,
   accumulate: int = 1,
   axis: str | None = None,
+  arguments: Arguments | None = None,
 ) -> Step:
   """`(state, frozen, batch) -> (state, metrics)`, pure: jit, vmap, pmap or scan it.
 
@@ -33,6 +35,10 @@ def make_step(
     optimizer: any optax transformation; it also gets `value`, `grad`, `value_fn` and `weight`.
     accumulate: micro-batches that a batch is cut into; it must divide the batch.
     axis: name of the mapped axis under `pmap`, over which gradients are summed.
+    arguments: `(params, batch) -> dict`, more arguments of the optimizer's `update`, from the whole
+      batch and the parameters before the step: for `optim.muonclip`
+      `lambda p, b: {'query_key_maxima': models.query_key_maxima(model, p, b)}`. Under `axis` it has
+      to reduce over that itself.
 
   Returns:
     A step whose metrics are float32 scalars: `loss`, the objective's own metrics as means,
@@ -88,6 +94,7 @@ def make_step(
       grad=gradients,
       value_fn=value_fn,
       weight=loss.weight,
+      **(arguments(tree.combine(state.trainable, frozen), batch) if arguments else {}),
     )
     metrics = {
       'loss': loss.total / weight,

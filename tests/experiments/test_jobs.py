@@ -31,8 +31,14 @@ JOBS = {
   'regression full': ('regression', {'method.name': 'full', 'train.accumulate': 2}),
   'pairs lora': ('causal_lm', PAIRS),
   'pairs full': ('causal_lm', PAIRS | {'method.name': 'full', 'train.remat': True}),
-  'packed text lora': ('causal_lm', {'data.pack': True, 'data.max_length': 48}),
-  'from scratch': ('causal_lm', TINY | {'method.name': 'full', 'data.pack': True}),
+  'packed text lora': (
+    'causal_lm',
+    {'data.pack': True, 'data.max_length': 48, 'optim.name': 'lora_rite'},
+  ),
+  'from scratch': (
+    'causal_lm',
+    TINY | {'method.name': 'full', 'data.pack': True, 'optim.name': 'muonclip'},
+  ),
 }
 
 

@@ -131,8 +131,9 @@ def test_sharded_is_unsharded(plain, mesh, axes):
   padded = {key: x.shape[0] for key, x in state[0].trace.items()}
   wanted = {'4x5': 7, '5x4': 2, '4x4': 13}  # stacks and single matrices together
   assert padded == {key: -(-n // count) * count for key, n in wanted.items()}
-  for x in state[0].trace.values():
-    assert x.addressable_shards[0].data.shape[0] == x.shape[0] // count
+  for new in (state, jax.jit(bucket_by_shape(rule(), sharding).init)(numbers(0))):
+    for x in new[0].trace.values():
+      assert x.addressable_shards[0].data.shape[0] == x.shape[0] // count
 
 
 def test_a_partition_spec_takes_the_mesh_that_is_set(plain, mesh):
@@ -146,7 +147,7 @@ def test_a_partition_spec_takes_the_mesh_that_is_set(plain, mesh):
 def test_a_sharding_of_more_than_the_axis_of_matrices(mesh):
   for spec in (PartitionSpec('data', 'model'), PartitionSpec(None), PartitionSpec('layers')):
     sharding = spec if spec == PartitionSpec('layers') else NamedSharding(mesh, spec)
-    with pytest.raises(InputError, match='does not say how one axis of matrices is cut'):
+    with pytest.raises(InputError, match='does not say how the one axis'):
       bucket_by_shape(optax.identity(), sharding).init(numbers(0))
 
 
@@ -158,8 +159,14 @@ def test_lanes_are_separate_runs():
   assert_close(jax.tree.map(lambda x: x[1], both), second)
 
 
-def test_empty_trees_and_vectors():
-  for sharding in (None, NamedSharding(jax.make_mesh((8,), ('x',)), PartitionSpec('x'))):
+def test_a_mesh_with_explicit_axes():
+  mesh = jax.make_mesh((8,), ('x',), axis_types=(AxisType.Explicit,))
+  with pytest.raises(InputError, match='make the mesh with axis_types'):
+    bucket_by_shape(rule(), NamedSharding(mesh, PartitionSpec('x'))).init(numbers(0))
+
+
+def test_empty_trees_and_vectors(mesh):
+  for sharding in (None, NamedSharding(mesh, PartitionSpec('data'))):
     tx = bucket_by_shape(rule(), sharding)
     for empty in ({}, {'a': None, 'b': optax.MaskedNode()}):
       assert tx.update(empty, tx.init(empty), empty)[0] == empty

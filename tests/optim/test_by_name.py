@@ -82,7 +82,7 @@ def test_none_where_the_rule_allows_it():
 
 def test_the_schedule_multiplies_every_rate():
   tx = optim.create(
-    'scion', 1e-2, rest_learning_rate=1e-3, schedule=optim.schedule('linear', steps=4)
+    'muon_h', 1e-2, rest_learning_rate=1e-3, schedule=optim.schedule('linear', steps=4)
   )
   state = tx.init(PARAMS)
   for _ in range(3):

@@ -140,3 +140,5 @@ def test_bfloat16_gradients_keep_float32_state():
 def test_bad_input():
   with pytest.raises(InputError, match=r"'bias' of shape \(3,\).*for_matrices"):
     scale_by_kron().init({'bias': jnp.zeros(3)})
+  with pytest.raises(InputError, match='every is 0'):
+    scale_by_kron(every=0)

@@ -167,9 +167,9 @@ def test_bfloat16_factors_stay_near(coefficients):
   out = run(jnp.asarray(x, jnp.float32), coefficients=coefficients, dtype=jnp.bfloat16)
   assert out.dtype == jnp.float32
   values = np.linalg.svd(np.asarray(out), compute_uv=False)
-  assert low - 0.03 <= values.min() and values.max() <= high + 0.03
+  assert low - 0.01 <= values.min() and values.max() <= high + 0.01
   exact = run(jnp.asarray(x, jnp.float32), coefficients=coefficients)
-  assert 1e-4 < jnp.linalg.norm(out - exact) / jnp.linalg.norm(exact) < 0.03
+  assert 1e-4 < jnp.linalg.norm(out - exact) / jnp.linalg.norm(exact) < 0.08
   assert newton_schulz(jnp.asarray(x, jnp.bfloat16)).dtype == jnp.float32
 
 
@@ -199,6 +199,7 @@ def test_the_transformation_maps_leaves_and_keeps_holes():
     ({'coefficients': ()}, 'rows of three finite numbers'),
     ({'coefficients': [(1.0, float('nan'), 0.0)]}, 'rows of three finite numbers'),
     ({'dtype': jnp.int8}, 'give a float dtype'),
+    ({'dtype': 'bf16'}, "dtype is 'bf16'; give a float dtype"),
     ({'adjust': 'rsm'}, "adjust is 'rsm'; choose one of rms, spectral, mup"),
   ],
 )

@@ -6,7 +6,7 @@ import numpy as np
 import optax
 import pytest
 
-from jaxtune import data, train
+from jaxtune import data, optim, train
 from jaxtune.losses import Loss
 from jaxtune.typing import InputError
 
@@ -118,6 +118,13 @@ def test_nan_stops_and_keeps_the_last_good_checkpoint(tmp_path):
   restored = train.restore(train.open_checkpoints(tmp_path), program.state)
   assert int(restored.state.step) == 4
   assert np.isfinite(restored.state.trainable['w']).all()
+
+  lines = []
+  rule = optim.skip_spikes(optax.sgd(0.1))
+  program = train.prepare(Model(), adapted, objective, rule, Rows())
+  state = train.fit(program, Rows(), steps=10, log=lines.append)
+  np.testing.assert_allclose(state.trainable['w'], 0.8**9, rtol=1e-5)
+  assert [line['spikes/skipped'] for line in lines] == [0] * 4 + [1] * 6
 
 
 def test_nothing_to_evaluate_is_an_error(tiny):
