@@ -23,11 +23,11 @@ def bucket_by_shape(
   """Runs a rule for matrices once a shape: leaves of one shape are stacked to `[N, rows, columns]`.
 
   `inner` sees a dict of arrays, at least float32, in place of the tree of gradients and that of
-  parameters, and its state mirrors this dict. Leaves whose last two axes agree, and whose dtypes
-  do, are one batch under a key such as '64x64'. Kept apart, as they are and under their own path,
-  are leaves that gain nothing from a copy: stacks of layers `[..., rows, columns]`, matrices of
-  more than `SMALL` elements, and a matrix with a shape of its own. So the state of what is large
-  has the shape and path of its parameter, and is sharded like it.
+  parameters, and its state mirrors this dict. Matrices `[rows, columns]` of one shape and dtype are
+  one batch under a key such as '64x64', and so is their state. Kept apart, as they are and under
+  their own path, are leaves that gain nothing from a copy: stacks of layers `[..., rows, columns]`,
+  matrices of more than `SMALL` elements, and a matrix with a shape of its own. So the state of what
+  is large has the shape and path of its parameter, and is sharded like it.
 
   With `sharding`, whole matrices are divided over devices, each of which runs `inner` on its share:
   every leaf is stacked with those of its shape, stacks flattened, the first axis is padded with
@@ -43,7 +43,6 @@ def bucket_by_shape(
 
   Raises:
     InputError: at `init`, a leaf with fewer than two axes; a sharding with axes beyond the first,
-      or
       of no mesh, or of one with explicit axes.
   """
   inner = optax.with_extra_args_support(inner)
@@ -57,7 +56,7 @@ def bucket_by_shape(
       batch = jnp.concatenate([leaves[i].reshape(-1, *leaves[i].shape[-2:]) for i in at])
       if sharding is not None:
         batch = jnp.pad(batch, ((0, -len(batch) % _shards(sharding)), (0, 0), (0, 0)))
-        # Whole before it is cut, and after: one collective a batch, where XLA would take one a leaf.
+        # Whole before it is cut and after: one collective a batch, where XLA takes one a leaf.
         batch = jax.lax.with_sharding_constraint(batch, _whole(sharding))
         batch = jax.lax.with_sharding_constraint(batch, sharding)
       stacked[key] = batch

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import optax
 from jax.sharding import NamedSharding, PartitionSpec
 
+from jaxtune.optim.bucket import bucket_by_shape
 from jaxtune.optim.matrices import MATRICES, Matrix, for_matrices
 from jaxtune.optim.muon import scale_by_muon
 from jaxtune.optim.orthogonalize import Coefficients
@@ -181,7 +182,7 @@ def soap_h(
   core = scale_by_soap(b1, b2, shampoo_beta=shampoo_beta, eps=eps, every=every, max_size=max_size)
   rest = optax.scale_by_adam(b1, b2, eps) if rest is None else rest
   return hold_norms(
-    for_matrices(core, rest, matrices=matrices, axes=axes),
+    for_matrices(bucket_by_shape(core), rest, matrices=matrices, axes=axes),
     learning_rate,
     rest_learning_rate=rest_learning_rate,
     matrices=matrices,

@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from jaxtune.optim.bucket import bucket_by_shape
 from jaxtune.optim.kronecker import Sides, each_side, identity, matmul, transposed
 from jaxtune.optim.matrices import MATRICES, Matrix, matrix_chain
 from jaxtune.optim.per_layer import STACKED
@@ -62,7 +63,7 @@ def scale_by_kron(
     max_size: a side with more rows (columns) than this has a diagonal Q.
     init_scale: Q starts at $\sqrt{s}\, I$ on both sides.
     clip: the largest root mean square of a matrix of the result.
-    seed: of the draws of $V$.
+    seed: of the draws of $V$, one a step for all matrices of a shape.
 
   Raises:
     InputError: at `init`, a leaf with fewer than two axes; a number `every` below 1.
@@ -81,20 +82,16 @@ def scale_by_kron(
   def update(updates, state, params=None, **extra):
     del params, extra
     updates = at_least(updates)
-    leaves, structure = jax.tree.flatten(updates)
 
     def fit():
       key = jax.random.fold_in(jax.random.key(seed), state.step)
-      probes = [
-        jax.random.normal(jax.random.fold_in(key, i), x.shape, x.dtype)
-        for i, x in enumerate(leaves)
-      ]
-      return jax.tree.map(
-        lambda g, v, q: _fitted(g, v, q, precond_lr),
-        updates,
-        structure.unflatten(probes),
-        state.factors,
-      )
+
+      def one(g, q):
+        # Matrices of one shape share a draw, so that a stack gets what its layers would.
+        probe = jax.random.normal(key, g.shape[-2:], g.dtype)
+        return _fitted(g, jnp.broadcast_to(probe, g.shape), q, precond_lr)
+
+      return jax.tree.map(one, updates, state.factors)
 
     interval = every(state.step) if callable(every) else every
     due = state.since + 1 >= interval
@@ -229,7 +226,7 @@ def kron(
     seed=seed,
   )
   return matrix_chain(
-    optax.chain(optax.ema(b1), core),
+    bucket_by_shape(optax.chain(optax.ema(b1), core)),
     learning_rate,
     weight_decay=weight_decay,
     mask=mask,

@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from jaxtune.optim.bucket import bucket_by_shape
 from jaxtune.optim.kronecker import (
   Sides,
   each_side,
@@ -195,7 +196,7 @@ def shampoo(
   """
   core = scale_by_shampoo(b1, b2, eps=eps, every=every, max_size=max_size)
   return matrix_chain(
-    graft(core, optax.scale_by_adam(b1, b2)),
+    bucket_by_shape(graft(core, optax.scale_by_adam(b1, b2))),
     learning_rate,
     weight_decay=weight_decay,
     mask=mask,

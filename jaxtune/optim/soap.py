@@ -5,6 +5,7 @@ from typing import Any
 
 import optax
 
+from jaxtune.optim.bucket import bucket_by_shape
 from jaxtune.optim.eigenbasis import in_eigenbasis
 from jaxtune.optim.matrices import MATRICES, Matrix, matrix_chain
 from jaxtune.optim.per_layer import STACKED
@@ -95,7 +96,7 @@ def soap(
     kl=kl,
   )
   return matrix_chain(
-    core,
+    bucket_by_shape(core),
     learning_rate,
     weight_decay=weight_decay,
     mask=mask,

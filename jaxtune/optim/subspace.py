@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import optax
 
 from jaxtune import tree
+from jaxtune.optim.bucket import bucket_by_shape
 from jaxtune.optim.matrices import MATRICES, Matrix, matrix_chain
 from jaxtune.optim.per_layer import STACKED
 from jaxtune.optim.precision import at_least
@@ -245,7 +246,7 @@ def galore(
   adam = optax.scale_by_adam(b1, b2, eps)
   core = optax.chain(in_subspace(adam, svd_projector(rank, every)), optax.scale(scale))
   return matrix_chain(
-    core,
+    bucket_by_shape(core),
     learning_rate,
     weight_decay=weight_decay,
     mask=mask,
@@ -308,7 +309,7 @@ def apollo(
     optax.scale(scale),
   )
   return matrix_chain(
-    core,
+    bucket_by_shape(core),
     learning_rate,
     weight_decay=weight_decay,
     mask=mask,

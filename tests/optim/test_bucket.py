@@ -136,6 +136,14 @@ def test_sharded_is_unsharded(plain, mesh, axes):
       assert x.addressable_shards[0].data.shape[0] == x.shape[0] // count
 
 
+def test_sharding_costs_one_collective_a_batch(mesh):
+  tx = bucket_by_shape(orthogonalize(1), NamedSharding(mesh, PartitionSpec('data')))
+  whole = jax.device_put(numbers(0), NamedSharding(mesh, PartitionSpec()))
+  text = jax.jit(tx.update).lower(whole, tx.init(whole)).compile().as_text()
+  assert text.count(' all-gather(') == 3  # 4x5, 5x4 and 4x4
+  assert 'all-to-all' not in text and 'collective-permute' not in text
+
+
 def test_a_partition_spec_takes_the_mesh_that_is_set(plain, mesh):
   tx = bucket_by_shape(rule(), PartitionSpec('data'))
   with jax.set_mesh(mesh):

@@ -18,6 +18,7 @@ from jaxtune.optim import by_name
 
 CORE = ('gradient_descent', 'momentum', 'adaptive_rate', 'sgd', 'adam', 'adamw', 'lion')
 CORE += ('adafactor', 'lamb', 'lars', 'muon', 'prodigy', 'schedule_free_adamw')
+CORE += ('adam_mini', 'cautious_adamw', 'lora_rite', 'muon_h')
 # dpsgd wants a gradient for each example; optimistic_adam gave way to its second version.
 LEFT_OUT = ('dpsgd', 'optimistic_adam')
 
@@ -36,6 +37,8 @@ STATIC = {
   'lbfgs': {'linesearch': None},
   'noisy_sgd': {'key': jax.random.key(0)},
 }
+# Eigenvectors and inverse roots amplify rounding.
+LOOSE = dict.fromkeys(('soap', 'soap_h', 'shampoo'), {'rtol': 1e-3, 'atol': 1e-4})
 EXTRA = {
   'momo': {'value': 1.0},
   'momo_adam': {'value': 1.0},
@@ -103,7 +106,7 @@ def test_jit_is_eager_and_bfloat16_parameters_keep_float32_state(name):
   state = tx.init(params)
   update = functools.partial(tx.update, **EXTRA.get(name, {}))
   eager, jitted = update(gradient, state, params), jax.jit(update)(gradient, state, params)
-  assert_close(eager, jitted)
+  assert_close(eager, jitted, **LOOSE.get(name, {}))
   updates, new = jitted
   assert jax.tree.structure(updates) == jax.tree.structure(params)  # the hole is still a hole
   assert {x.dtype for x in jax.tree.leaves(updates)} == {jnp.dtype(jnp.float32)}
@@ -162,11 +165,15 @@ def test_zero_gradients_do_no_harm(name):
 def test_masked_leaves_are_left_alone(name):
   tx, params, gradient = make(name), numbers(0), numbers(1)
   masked = optax.masked(tx, {'decoder': True, 'embed': False, 'bias': False})
-  updates, _ = masked.update(gradient, masked.init(params), params, **EXTRA.get(name, {}))
+  extra = EXTRA.get(name, {})
+
+  def update(rule, g, p):
+    return jax.jit(functools.partial(rule.update, **extra))(g, rule.init(p), p)[0]
+
   only = {'decoder': params['decoder'], 'embed': None, 'bias': None}
   g = {'decoder': gradient['decoder'], 'embed': None, 'bias': None}
-  alone, _ = tx.update(g, tx.init(only), only, **EXTRA.get(name, {}))
-  assert_close(updates, {**gradient, 'decoder': alone['decoder']})
+  expected = {**gradient, 'decoder': update(tx, g, only)['decoder']}
+  assert_close(update(masked, gradient, params), expected)
 
 
 @each()
@@ -192,7 +199,7 @@ def test_sharded_is_unsharded(name):
   for i in (1, 2):
     a = jax.jit(step)(*a, numbers(i))
     b = spread(*b, jax.device_put(numbers(i), place))
-  assert_close(a, b, rtol=1e-4, atol=1e-5)
+  assert_close(a, b, **LOOSE.get(name, {'rtol': 1e-4, 'atol': 1e-5}))
 
 
 @each()
@@ -214,7 +221,7 @@ def test_states_come_back_from_orbax_bit_for_bit(name, tmp_path):
 def test_a_constant_schedule_is_a_number(name):
   rules = [by_name.factory(name)(rate, **STATIC.get(name, {})) for rate in (1e-2, lambda _: 1e-2)]
   params, gradient = numbers(0), numbers(1)
-  a, b = (tx.update(gradient, tx.init(params), params, **EXTRA.get(name, {}))[0] for tx in rules)
+  a, b = (jax.jit(tx.update)(gradient, tx.init(params), params)[0] for tx in rules)
   assert_close(a, b, rtol=1e-6, atol=0)
 
 

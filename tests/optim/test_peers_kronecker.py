@@ -137,7 +137,7 @@ def test_kron_of_pytorch_optimizer(annealed, monkeypatch):
     step = len(steps) if annealed else 2 * len(steps) + 1
     steps.append(step)
     with jax.enable_x64(True):
-      key = jax.random.fold_in(jax.random.fold_in(jax.random.key(0), step), 0)
+      key = jax.random.fold_in(jax.random.key(0), step)
       return torch.tensor(np.asarray(jax.random.normal(key, x.shape, jnp.float64)))
 
   monkeypatch.setattr(torch, 'randn_like', draw)
