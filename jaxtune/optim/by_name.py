@@ -278,7 +278,7 @@ def _real(name: str, key: str, value: Any) -> Any:
 def _static(name: str, parameter: inspect.Parameter, value: Any) -> Any:
   """A constant of the type that the parameter's default has."""
   for kind, wanted in ((bool, 'true or false'), (int, 'a whole number'), (str, 'a name')):
-    if isinstance(parameter.default, kind):
+    if isinstance(parameter.default, kind) and _options(parameter) == (kind,):
       if not isinstance(value, kind) or isinstance(value, bool) != (kind is bool):
         raise InputError(f'optimizer {name}: {parameter.name} is {value!r}; give {wanted}')
       break

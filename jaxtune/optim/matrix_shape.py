@@ -8,6 +8,7 @@ import jax
 import optax
 
 from jaxtune import tree
+from jaxtune.optim.precision import at_least
 from jaxtune.typing import InputError
 
 FACTORS: dict[str, Callable[[int, int], float]] = {
@@ -44,7 +45,7 @@ def scale_by_matrix_shape(mode: str = 'rms') -> optax.GradientTransformationExtr
 
   def update(updates, state, params=None, **extra):
     del params, extra
-    return jax.tree.map(lambda x: factor(*x.shape[-2:]) * x, updates), state
+    return jax.tree.map(lambda x: factor(*x.shape[-2:]) * x, at_least(updates)), state
 
   return optax.GradientTransformationExtraArgs(init, update)
 

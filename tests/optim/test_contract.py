@@ -18,13 +18,54 @@ from jaxtune.optim import by_name
 
 CORE = ('gradient_descent', 'momentum', 'adaptive_rate', 'sgd', 'adam', 'adamw', 'lion')
 CORE += ('adafactor', 'lamb', 'lars', 'muon', 'prodigy', 'schedule_free_adamw')
-CORE += ('adam_mini', 'cautious_adamw', 'lora_rite', 'muon_h')
+CORE += ('adam_mini', 'cautious_adamw', 'lora_rite', 'muon_h', 'observe', 'skip_spikes')
+CORE += ('bucket_by_shape', 'in_subspace', 'orthogonalize', 'quantize_state')
 # dpsgd wants a gradient for each example; optimistic_adam gave way to its second version.
 LEFT_OUT = ('dpsgd', 'optimistic_adam')
 
 
+def then(core):
+  """A direction as a rule, with the learning rate last."""
+  return lambda rate: optax.chain(core, optax.scale_by_learning_rate(rate))
+
+
+def matrices(core):
+  return then(optim.for_matrices(core, optim.in_precision(optax.identity())))
+
+
+ADAM = optim.in_precision(optax.scale_by_adam())
+# The pieces that ready chains are made of, and the wrappers, each by itself.
+PRIMITIVES = {
+  'accumulate_by_weight': lambda r: optim.accumulate_by_weight(optim.momentum(r), every=2),
+  'add_cautious_decay': then(optax.chain(ADAM, optim.add_cautious_decay(0.1))),
+  'amplify_slow_gradients': then(optim.amplify_slow_gradients()),
+  'bucket_by_shape': matrices(optim.bucket_by_shape(optax.trace(0.9))),
+  'by_rules': lambda r: optim.by_rules([('bias', optim.momentum(r)), ('', optim.muon(r))]),
+  'cautious': then(optim.cautious(ADAM)),
+  'hold_norms': lambda r: optim.hold_norms(ADAM, r),
+  'in_eigenbasis': matrices(optim.in_eigenbasis(ADAM, every=2)),
+  'in_subspace': matrices(optim.in_subspace(ADAM, optim.svd_projector(2, every=2))),
+  'limit_growth': matrices(optim.limit_growth()),
+  'multiply_by_rules': then(optax.chain(ADAM, optim.multiply_by_rules([('', 0.5)]))),
+  'observe': lambda r: optim.observe(optim.momentum(r), [('bias', 'biases'), ('', 'others')]),
+  'orthogonalize': matrices(optim.orthogonalize()),
+  'quantize_state': then(optim.quantize_state(ADAM, optim.BFLOAT16)),
+  'scale_by_accumulated_norm': then(optim.scale_by_accumulated_norm()),
+  'scale_by_blockwise_moments': then(optim.scale_by_blockwise_moments()),
+  'scale_by_gradient_difference': then(optim.scale_by_gradient_difference()),
+  'scale_by_kron': matrices(optim.scale_by_kron(every=2)),
+  'scale_by_lmo': then(optim.scale_by_lmo()),
+  'scale_by_matrix_shape': matrices(optim.scale_by_matrix_shape()),
+  'scale_by_riemannian_lora': then(optim.for_pairs(optim.scale_by_riemannian_lora(), ADAM)),
+  'scale_by_shampoo': matrices(optim.scale_by_shampoo()),
+  'skip_spikes': lambda r: optim.skip_spikes(optim.momentum(r)),
+  'stochastic_round_params': lambda r: optim.stochastic_round_params(optim.momentum(r)),
+}
+
+
 def each(*without, among=None):
-  names = [n for n in among or optim.names() if n not in (*LEFT_OUT, *without)]
+  rules = (*optim.names(), *PRIMITIVES)
+  names = [n for n in among or rules if n not in (*LEFT_OUT, *without)]
   marked = [n if n in CORE else pytest.param(n, marks=pytest.mark.slow) for n in names]
   return pytest.mark.parametrize('name', marked)
 
@@ -38,8 +79,11 @@ STATIC = {
   'noisy_sgd': {'key': jax.random.key(0)},
 }
 # Eigenvectors and inverse roots amplify rounding.
-LOOSE = dict.fromkeys(('soap', 'soap_h', 'shampoo'), {'rtol': 1e-3, 'atol': 1e-4})
+LOOSE = dict.fromkeys(
+  ('in_eigenbasis', 'scale_by_shampoo', 'shampoo', 'soap', 'soap_h'), {'rtol': 1e-3, 'atol': 1e-4}
+)
 EXTRA = {
+  'accumulate_by_weight': {'weight': 2.0},
   'momo': {'value': 1.0},
   'momo_adam': {'value': 1.0},
   'sophia': {'obj_fn': lambda p: sum(jnp.sum(x**2) for x in jax.tree.leaves(p))},
@@ -49,16 +93,25 @@ ALL = [('', True)]  # decay rules: every parameter decays
 
 def floats(name):
   """Every real-valued hyperparameter of a rule at its default."""
+  if name in PRIMITIVES:
+    return {'learning_rate': 1e-2}
   parameters = inspect.signature(by_name.factory(name)).parameters.values()
   return {p.name: p.default for p in parameters if isinstance(p.default, float)} | {
     'learning_rate': 1e-2
   }
 
 
-def make(name, **kwargs):
+def make(name, learning_rate=1e-2, **kwargs):
+  if name in PRIMITIVES:
+    rates = {'learning_rate': learning_rate}
+    return optim.with_hyperparameters(
+      lambda learning_rate: PRIMITIVES[name](learning_rate),
+      rates,
+      schedule=kwargs.get('schedule'),
+    )
   masks = set(by_name.DECAY_MASKS) & set(inspect.signature(by_name.factory(name)).parameters)
   decay = {'decay_rules': ALL} if masks else {}
-  return optim.create(name, **{'learning_rate': 1e-2, **STATIC.get(name, {}), **decay, **kwargs})
+  return optim.create(name, learning_rate, **STATIC.get(name, {}), **decay, **kwargs)
 
 
 def numbers(seed, dtype=jnp.float32):
@@ -250,7 +303,7 @@ def unstacked(t):
   return {**t, 'decoder': layers}
 
 
-@each('noisy_sgd', 'sophia')  # their noise has other draws
+@each('noisy_sgd', 'sophia', 'stochastic_round_params', 'quantize_state')  # other draws of noise
 def test_the_update_of_a_stack_is_the_updates_of_its_layers(name):
   """And rules outside WHOLE_LEAF need no mapping for it, those inside do."""
 
@@ -283,7 +336,7 @@ def test_with_the_rate_alone_in_the_state_the_rule_is_bit_for_bit_that_of_optax(
   assert_close(optax_run(make(name), name), theirs, rtol=0, atol=0)
 
 
-@each(*by_name.OWN, *by_name.WHOLE_LEAF)
+@each(*by_name.OWN, *by_name.WHOLE_LEAF, *PRIMITIVES)
 def test_with_every_hyperparameter_in_the_state_the_rule_is_that_of_optax(name):
   """What differs is `1 - b`: in float32 1 - 0.999 is off by 1.3e-5 of itself, in Python not.
 
