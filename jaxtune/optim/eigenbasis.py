@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from jaxtune.optim.in_turn import in_turn
 from jaxtune.optim.kronecker import (
   Sides,
   each_side,
@@ -131,12 +132,12 @@ def in_eigenbasis(
       return state.bases, scales, inner_state
 
     def begin():
-      bases = jax.tree.map(_eigenvectors, factors)
+      bases = in_turn(_eigenvectors, factors)
       tenths = jax.tree.map(lambda s: jnp.full_like(s, 0.1), scales)
       return bases, tenths, state.inner if skip_first else run(bases)[2]
 
     def turn():
-      bases = jax.tree.map(_power_iteration, factors, state.bases)
+      bases = in_turn(_power_iteration, factors, state.bases)
       change = jax.tree.map(lambda old, new: matmul(transposed(new), old), state.bases, bases)
       return bases, scales, _carry(inner_state, change, linear)
 

@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from jaxtune.optim.in_turn import after
 from jaxtune.optim.lora_pairs import all_pairs, for_pairs, on_spectrum, trained_ranks
 from jaxtune.optim.precision import at_least, in_precision
 from jaxtune.optim.tables import DECAYED
@@ -67,29 +68,35 @@ def scale_by_lora_rite(
       jax.tree.leaves(at_least(t)) for t in (updates, params, *state[1:])
     )
 
-    def moved(g, inverse, carry, mu, nu, escaped):
+    def moved(g, inverse, carry, mu, nu, escaped, done):
       """A factor `[..., side, r]`: step and new moments in the other factor's present basis."""
       g = g @ inverse
       carried = carry @ nu @ carry.mT
-      lost = (jnp.linalg.eigvalsh(nu) - jnp.linalg.eigvalsh(carried)).max(-1)
+      was = jnp.linalg.eigvalsh(after(nu, done))
+      lost = (was - jnp.linalg.eigvalsh(after(carried, was))).max(-1)
       escaped = b2 * (escaped + jnp.maximum(lost, 0))
       nu = b2 * carried + (1 - b2) * (g.mT @ g) / g.shape[-2]
       bias = 1 - b2**count
-      root = on_spectrum(lambda x: 1 / (jnp.sqrt(x) + eps), nu / bias, escaped / bias)
+      spectrum = after(nu / bias, lost)
+      root = on_spectrum(lambda x: 1 / (jnp.sqrt(x) + eps), spectrum, escaped / bias)
       mu = b1 * (mu @ carry.mT) + (1 - b1) * (g @ root)
       return (mu / (1 - b1**count)) @ inverse.mT, mu, nu, escaped
 
+    done = None
     with jax.default_matmul_precision('highest'):
       for i, j in all_pairs(updates, 'scale_by_lora_rite'):
         # From here on W + X Y^T with X = A and Y = B^T, as in the paper: both factors are thin.
         x, g, m, before = ((v[i], v[j].mT) for v in (factors, gradients, mu, bases))
-        now, inverse = zip(*map(_span, x), strict=True)
+        first = _span(after(x[0], done))
+        now, inverse = zip(first, _span(after(x[1], first)), strict=True)
+        done = now[1]
         used = trained_ranks(factors[i], factors[j])[..., None, :]
         for at, own, other in ((i, 0, 1), (j, 1, 0)):
           carry = now[other].mT @ before[other]
           move, moment, nu[at], escaped[at] = moved(
-            g[own], inverse[other], carry, m[own], nu[at], escaped[at]
+            g[own], inverse[other], carry, m[own], nu[at], escaped[at], done
           )
+          done = moment
           thin = move * used, moment, now[own]
           gradients[at], mu[at], bases[at] = thin if at == i else (v.mT for v in thin)
     new = (structure.unflatten(v) for v in (mu, nu, escaped, bases))

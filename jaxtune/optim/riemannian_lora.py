@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from jaxtune.optim.in_turn import after
 from jaxtune.optim.lora_pairs import all_pairs, for_pairs, on_spectrum, trained_ranks
 from jaxtune.optim.precision import at_least, in_precision
 from jaxtune.optim.tables import DECAYED
@@ -38,12 +39,15 @@ def scale_by_riemannian_lora(delta: float = 1e-6) -> optax.GradientTransformatio
       raise ValueError('gradients are scaled by the factors: give update the parameters')
     gradients, structure = jax.tree.flatten(at_least(updates))
     factors = jax.tree.leaves(at_least(params))
+    done = None
     with jax.default_matmul_precision('highest'):
       for i, j in all_pairs(updates, 'scale_by_riemannian_lora'):
         a, b = factors[i], factors[j]
         used = trained_ranks(a, b)
-        gradients[i] = gradients[i] @ on_spectrum(jnp.reciprocal, b @ b.mT, delta)
-        gradients[j] = on_spectrum(jnp.reciprocal, a.mT @ a, delta) @ gradients[j]
+        for_a = on_spectrum(jnp.reciprocal, after(b @ b.mT, done), delta)
+        done = for_b = on_spectrum(jnp.reciprocal, after(a.mT @ a, for_a), delta)
+        gradients[i] = gradients[i] @ for_a
+        gradients[j] = for_b @ gradients[j]
         gradients[i] *= used[..., None, :]
         gradients[j] *= used[..., None]
     return structure.unflatten(gradients), state

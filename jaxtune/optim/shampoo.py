@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import optax
 
 from jaxtune.optim.bucket import bucket_by_shape
+from jaxtune.optim.in_turn import in_turn
 from jaxtune.optim.kronecker import (
   Sides,
   each_side,
@@ -96,7 +97,9 @@ def scale_by_shampoo(
     )
 
     def refresh():
-      return jax.tree.map(lambda _, f: _inverse_roots(f, total, eps), updates, factors)
+      return in_turn(
+        lambda f: _inverse_roots(f, total, eps), factors, is_leaf=lambda x: isinstance(x, Sides)
+      )
 
     roots = jax.lax.cond(state.step % every == 0, refresh, lambda: state.roots)
     mu = jax.tree.map(lambda m, g: (b1 * m + (1 - b1) * g).astype(m.dtype), state.mu, updates)
@@ -119,7 +122,7 @@ def _inverse_roots(factors: Sides, total: Any, eps: Any) -> Sides:
     scaled = vectors * (values ** (-0.5 / sides)).astype(factor.dtype)[..., None, :]
     return matmul(scaled, transposed(vectors))
 
-  return jax.tree.map(root, factors)
+  return in_turn(root, factors)
 
 
 class GraftState(NamedTuple):

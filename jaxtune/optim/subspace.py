@@ -10,6 +10,7 @@ import optax
 
 from jaxtune import tree
 from jaxtune.optim.bucket import bucket_by_shape
+from jaxtune.optim.in_turn import after
 from jaxtune.optim.matrices import MATRICES, Matrix, matrix_chain
 from jaxtune.optim.per_layer import STACKED
 from jaxtune.optim.precision import at_least
@@ -51,7 +52,7 @@ def svd_projector(rank: int = 128, every: int = 200) -> Projector:
 
   def basis(kept, g, step):
     def fresh():
-      left, _, right = jnp.linalg.svd(g, full_matrices=False)
+      left, _, right = jnp.linalg.svd(after(g, kept), full_matrices=False)
       vectors = (left if _wide(g) else right.mT)[..., : kept.shape[-1]]
       return jnp.where(vectors.sum(-2, keepdims=True) < 0, -vectors, vectors)
 
@@ -145,7 +146,10 @@ def in_subspace(
     del params  # they are no part of the subspace
     full, structure = jax.tree.flatten(at_least(updates))
     kept = structure.flatten_up_to(state.bases)
-    found = [projector.basis(k, g, state.step) for k, g in zip(kept, full, strict=True)]
+    found: list[Any] = []
+    for k, g in zip(kept, full, strict=True):
+      previous = found[-1] if found else None
+      found.append(projector.basis(after(k, previous), g, state.step))
     low = [
       basis.mT @ g if _wide(g) else g @ basis for (basis, _), g in zip(found, full, strict=True)
     ]
