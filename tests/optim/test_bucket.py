@@ -159,6 +159,7 @@ def test_a_sharding_of_more_than_the_axis_of_matrices(mesh):
       bucket_by_shape(optax.identity(), sharding).init(numbers(0))
 
 
+@pytest.mark.slow
 def test_lanes_are_separate_runs():
   tx = bucket_by_shape(orthogonalize(3))
   lanes = jax.tree.map(lambda *x: jnp.stack(x), numbers(1), numbers(2))

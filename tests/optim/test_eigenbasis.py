@@ -126,6 +126,7 @@ def test_the_bases_change_every_so_many_steps():
   assert changed == [0, 3, 6]
 
 
+@pytest.mark.slow
 def test_a_stack_is_its_layers_and_holes_and_tuples_are_kept():
   g = {
     'stack': gradients((3, 4, 5), 6, dtype=np.float32),

@@ -100,6 +100,7 @@ def test_the_factors_change_ever_more_rarely():
   assert changed == [0, 1, 2, 5, 8]
 
 
+@pytest.mark.slow
 def test_low_rank_gradients_are_safe_and_padding_stays_zero():
   full = gradients((2, 6, 9), 6).astype(np.float32)
   padded = full.copy()

@@ -313,6 +313,7 @@ def test_the_rule_sees_the_dtypes_that_it_keeps(dtype):
     assert set(seen) == {wanted}
 
 
+@pytest.mark.slow
 def test_jit_is_eager_and_scan_is_a_loop():
   tx, params = adamw_8bit(1e-2), numbers(0)
   gradients = [numbers(i) for i in (1, 2, 3)]

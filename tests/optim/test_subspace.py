@@ -190,6 +190,7 @@ def test_a_stack_is_its_layers_and_holes_stay(back, projector):
   assert tx.update({}, tx.init({}))[0] == {}
 
 
+@pytest.mark.slow
 def test_bfloat16_gradients_and_zeros():
   g = numbers(1, jnp.bfloat16)
   for rule in (galore(RATE, 2), apollo(RATE, 2), apollo(RATE, 1, per='tensor')):
