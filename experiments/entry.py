@@ -1,6 +1,7 @@
 """How every experiment starts and fails: one clear line for what the user can mend."""
 
 import contextlib
+import functools
 import os
 import re
 import signal
@@ -15,8 +16,13 @@ from jaxtune.typing import InputError
 INTERRUPTED = 130  # the shell's exit code of SIGINT
 
 
-def launch(main: Callable[[], int | None]) -> None:
-  """Parses the flags and runs `main`; bad input is one line on stderr and exit code 1."""
+def launch(
+  main: Callable[[], int | None], check_key: Callable[[str], None] = keys.check_key
+) -> None:
+  """Parses the flags and runs `main`; bad input is one line on stderr and exit code 1.
+
+  `check_key` refuses a `--config.KEY` that the script does not know.
+  """
 
   # A script that starts a job behind itself has its jobs ignore SIGINT; a run never does.
   signal.signal(signal.SIGINT, signal.default_int_handler)
@@ -36,7 +42,7 @@ def launch(main: Callable[[], int | None]) -> None:
       print('interrupted', file=sys.stderr)
       return INTERRUPTED
 
-  app.run(guarded, flags_parser=parse)
+  app.run(guarded, flags_parser=functools.partial(parse, check_key=check_key))
 
 
 def fail(message: str) -> int:
@@ -45,12 +51,12 @@ def fail(message: str) -> int:
   return 1
 
 
-def parse(arguments: list[str]) -> list[str]:
+def parse(arguments: list[str], check_key: Callable[[str], None] = keys.check_key) -> list[str]:
   """The arguments that are no flags; ends with one line on a flag that cannot be used."""
   try:
     for argument in arguments:
       if key := re.match(r'--?config\.([^=]+)', argument):
-        keys.check_key(key[1])
+        check_key(key[1])
     return flags.FLAGS(arguments)
   except (flags.Error, InputError, OSError) as error:
     sys.exit(fail(str(error)))

@@ -77,12 +77,25 @@ def check(config: Config) -> None:
     raise InputError('data.path is empty; give a file with --config.data.path=FILE')
 
 
-def check_key(name: str) -> None:
-  """Refuses a key that no configuration has, and names the nearest that one has."""
-  known = [known for known, _ in flatten(defaults())]
-  if name not in known and not name.startswith('optim.hyperparameters.'):
+def check_key(
+  name: str,
+  reference: Config | None = None,
+  *,
+  free: str = 'optim.hyperparameters.',
+  file: str = 'configs/base.py',
+) -> None:
+  """Refuses a key that no configuration has, and names the nearest that one has.
+
+  Args:
+    name: with dots.
+    reference: a configuration with every key, by default that of `file`.
+    free: what keys of anybody's choice start with.
+    file: where all are listed.
+  """
+  known = [known for known, _ in flatten(defaults() if reference is None else reference)]
+  if name not in known and not name.startswith(free):
     near = difflib.get_close_matches(name, known, n=1)
-    hint = f'did you mean {near[0]!r}?' if near else 'configs/base.py lists them all'
+    hint = f'did you mean {near[0]!r}?' if near else f'{file} lists them all'
     raise InputError(f'unknown config key {name!r}; {hint}')
 
 

@@ -1,0 +1,114 @@
+"""Which of two rules is better, by paired seeds, and how sure that is."""
+
+import functools
+import itertools
+import math
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from jaxtune import report
+
+
+class Verdict(NamedTuple):
+  """`interval` holds `second - first` (positive: the first is better), None where one diverged."""
+
+  first: str
+  second: str
+  interval: report.Interval | None
+  better: str | None
+
+
+def paired(first: Any, second: Any, confidence: float = 0.95) -> report.Interval:
+  r"""The mean of `second - first` over paired seeds with its t interval.
+
+  $\bar d \pm t_{n-1,(1+c)/2}\, s_d / \sqrt n$ with $d_i$ the difference at seed i (Student 1908).
+  Pairing removes what the seeds share: initial parameters and the order of the data.
+
+  Args:
+    first: losses `[seeds]`.
+    second: those of the same seeds.
+    confidence: of the interval.
+
+  Raises:
+    ValueError: fewer than two seeds, or numbers of them that differ.
+  """
+  d = np.subtract(second, first, dtype=np.float64)
+  if d.ndim != 1 or len(d) < 2 or len(first) != len(second):
+    raise ValueError(
+      f'{len(first)} and {len(second)} seeds: an interval needs the same two or more'
+    )
+  mean = float(d.mean())
+  half = t_quantile((1 + confidence) / 2, len(d) - 1) * float(d.std(ddof=1)) / math.sqrt(len(d))
+  return report.Interval(mean, mean - half, mean + half)
+
+
+@functools.cache
+def t_quantile(probability: float, freedom: int) -> float:
+  """The point below which Student's t with `freedom` degrees lies with a probability over 1/2."""
+  low, high = 0.0, 1.0
+  while t_below(high, freedom) < probability:
+    high *= 2
+  for _ in range(100):
+    middle = (low + high) / 2
+    low, high = (middle, high) if t_below(middle, freedom) < probability else (low, middle)
+  return high
+
+
+def t_below(t: float, freedom: int) -> float:
+  r"""P(T <= t) for t >= 0 by the finite sums of Abramowitz and Stegun, 26.7.3 and 26.7.4.
+
+  With $\theta = \arctan(t/\sqrt\nu)$ the probability of [-t, t] is
+  $\sin\theta\,(1 + \frac12\cos^2\theta + \frac{1\cdot3}{2\cdot4}\cos^4\theta + \dots)$ for even
+  $\nu$, and $\frac2\pi(\theta + \sin\theta\,(\cos\theta + \frac23\cos^3\theta + \dots))$ for odd.
+  """
+  theta = math.atan(t / math.sqrt(freedom))
+  cos, odd = math.cos(theta), freedom % 2
+  term, total = (cos, 0.0) if odd else (1.0, 0.0)
+  for k in range(odd, freedom - 1, 2):
+    total += term
+    term *= cos * cos * (k + 1) / (k + 2)
+  inside = math.sin(theta) * total
+  return 0.5 + (2 / math.pi * (theta + inside) if odd else inside) / 2
+
+
+def verdicts(losses: Mapping[str, np.ndarray], confidence: float) -> list[Verdict]:
+  """Every pair of rules, the better mean first; all intervals hold together with `confidence`.
+
+  Each of m intervals has the level 1 - (1 - confidence) / m (Bonferroni). A rule is better only
+  where the interval excludes 0. Where a run diverged there is no interval, and no verdict.
+
+  Args:
+    losses: rule -> final losses `[seeds]`, in the same order of seeds, lower is better.
+    confidence: that no interval of all misses its true difference.
+  """
+  pairs = list(itertools.combinations(ranked(losses), 2))
+  level = 1 - (1 - confidence) / max(len(pairs), 1)
+  found = []
+  for first, second in pairs:
+    if not np.isfinite([losses[first], losses[second]]).all():
+      found.append(Verdict(first, second, None, None))
+      continue
+    interval = paired(losses[first], losses[second], level)
+    found.append(Verdict(first, second, interval, first if interval.low > 0 else None))
+  return found
+
+
+def ranked(losses: Mapping[str, np.ndarray]) -> list[str]:
+  """Rules from the lowest mean loss on; those with diverged (infinite) runs last, fewest first."""
+
+  def key(rule: str) -> tuple[int, float]:
+    finite = losses[rule][np.isfinite(losses[rule])]
+    return len(losses[rule]) - len(finite), float(finite.mean()) if len(finite) else math.inf
+
+  return sorted(losses, key=key)
+
+
+def settled(curves: np.ndarray) -> np.ndarray:
+  """Final losses `[...]` of curves `[..., points]`; infinite where a run diverged.
+
+  A run has diverged when its last loss is no number, or above the loss that it started from.
+  """
+  final, first = curves[..., -1], curves[..., 0]
+  return np.where(np.isfinite(final) & (final <= first), final, np.inf)
