@@ -30,7 +30,7 @@ def get_config(rules: str = '') -> ml_collections.ConfigDict:
   # their own names. `rule` names the rule where the label does not.
   known = {
     'momentum': {'learning_rate': {'quadratic': 1.0, 'digits': 0.3, 'language': 10.0}, 'beta': 0.9},
-    'adagrad_norm': {'learning_rate': {'quadratic': 10.0, 'digits': 10.0, 'language': 3.0}},
+    'adagrad_norm': {'learning_rate': {'quadratic': 10.0, 'digits': 10.0, 'language': 10.0}},
     'adamw': {
       'learning_rate': {'quadratic': 3e-2, 'digits': 3e-3, 'language': 1e-3},
       'b2': 0.95,
@@ -60,7 +60,7 @@ def get_config(rules: str = '') -> ml_collections.ConfigDict:
   config.quadratic.rates = 7
   config.quadratic.tuning_seeds = 10
   config.quadratic.seeds = 10
-  config.quadratic.steps = 1000
+  config.quadratic.steps = 2000
   config.quadratic.points = 40
   config.quadratic.clip_norm = 0.0
   config.quadratic.rows = 32

@@ -148,7 +148,7 @@ def flips(config: Config, contest: Contest) -> Flips:
       }
     for i, loss in taking_part.items():
       if np.isfinite(settled(loss)).all():
-        runs[f'{label} at {entry.rates[i]:.2g}'] = comparable(task, loss)
+        runs[f'{label} at {settings.short(entry.rates[i])}'] = comparable(task, loss)
   pairs = list(itertools.combinations(runs, 2))
   level = 1 - (1 - config.confidence) / max(len(pairs), 1)
   shown = []

@@ -203,6 +203,11 @@ def rates(config: Config, task: str, rule: Rule) -> list[float]:
   return [float(np.float32(rule.centres[task] * config.spacing**p)) for p in powers]
 
 
+def short(rate: float) -> str:
+  """A rate as people write it: 0.0095, 32, 100."""
+  return f'{float(f"{rate:.2g}"):g}'
+
+
 def boundaries(steps: int, points: int, also: Sequence[int] = ()) -> list[int]:
   """Steps at which a run is measured: `points` after the first, evenly, and some others."""
   even = np.linspace(0, steps, points + 1).round().astype(int)

@@ -34,7 +34,7 @@ def plan(console: rich.console.Console, config: Config, tasks: Mapping[str, Task
     lanes = c.rates * len(tuning_seeds(config, name)) + len(comparison_seeds(config, name))
     console.print(f'[bold]{name}[/bold]  {task.about}', soft_wrap=True)
     for rule in rules:
-      rates = ', '.join(f'{rate:.2g}' for rate in settings.rates(config, name, rule))
+      rates = ', '.join(map(settings.short, settings.rates(config, name, rule)))
       console.print(f'  {rule.label}: learning rates {rates}', soft_wrap=True)
     transformation = settings.make(config, name, rules[0])
     one = compile_lanes(

@@ -5,6 +5,7 @@ from typing import Literal
 
 import numpy as np
 
+from experiments.comparison import settings
 from experiments.comparison.contest import Contest, Entry
 from experiments.comparison.effects import (
   BY_B0,
@@ -93,7 +94,7 @@ def verdict(task: Task, found: Verdict) -> str:
 
 def rate(entry: Entry) -> str:
   """The tuned rate; marked where the grid ends there."""
-  return f'{entry.rates[entry.best]:.2g}' + (' (edge)' if entry.at_edge else '')
+  return settings.short(entry.rates[entry.best]) + (' (edge)' if entry.at_edge else '')
 
 
 def headline(contest: Contest) -> str:

@@ -9,7 +9,7 @@ import optax
 import pytest
 
 from configs import compare_optimizers
-from experiments.comparison import lanes, settings, tasks
+from experiments.comparison import lanes, memory, settings, tasks
 from jaxtune import optim
 from jaxtune.typing import InputError
 
@@ -142,6 +142,11 @@ def test_a_count_that_depends_on_the_gradients_gets_lanes(task):
   program = lanes.compile_lanes(task, rule, ['learning_rate'], 2, seed=7, limit=HUGE)
   loss, _ = run(program, lanes.grid([0], learning_rate=[1e-3, 1e3]))
   assert loss[0, -1] < loss[0, 0]  # and the other lane's spikes are its own
+
+
+def test_the_limit_is_what_the_user_gave_or_half_of_what_is_free():
+  assert memory.limit(2.5) == 2.5e9
+  assert 0 < memory.limit(0.0) < memory.available()
 
 
 def test_every_rule_gets_as_many_rates():
