@@ -202,7 +202,7 @@ def test_a_rate_of_zero_changes_nothing(name):
   assert_close(new, params, rtol=0, atol=5e-7 if name.startswith('schedule_free') else 0)
 
 
-@each('prodigy')  # which divides 0 by 0 until the first gradient
+@each('prodigy', 'dadapt_adamw')  # which divide 0 by 0 until the first gradient
 def test_zero_gradients_do_no_harm(name):
   """From the first step on: no division of nothing by nothing."""
   tx, params = make(name, clip_norm=1.0), numbers(0)
