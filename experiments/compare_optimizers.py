@@ -94,12 +94,19 @@ def run(
 
 @contextlib.contextmanager
 def progress(console: rich.console.Console) -> Iterator[Callable[[str, Segment], None]]:
-  """Yields a function that shows which lanes are where, on a terminal."""
-  with console.status('compiling') as status:
+  """Yields a function that shows which lanes are where, and ends a run that is to be interrupted.
+
+  Raises:
+    KeyboardInterrupt: after the segment in which Ctrl-C came, when no program runs.
+  """
+  with entry.interruptible() as stop, console.status('compiling') as status:
 
     def show(label: str, segment: Segment) -> None:
       best = np.min(segment.loss, initial=np.inf, where=np.isfinite(segment.loss))
       status.update(f'{label}  step {segment.step}  best loss {best:.4g}')
+      if stop():
+        console.print('stopped; the same command goes on from there')
+        raise KeyboardInterrupt
 
     yield show
 

@@ -9,7 +9,6 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.layout_engine import ConstrainedLayoutEngine
-from matplotlib.ticker import LogFormatter
 
 from experiments.comparison.contest import Contest
 from experiments.comparison.effects import BY_RATE, STOCHASTIC, Flips, Robustness, Stall
@@ -159,8 +158,8 @@ def clip(panel: Axes, values: np.ndarray, top: float | None = None) -> None:
 def style(panel: Axes, title: str, below: str, orders: bool) -> None:
   if orders:
     panel.set_yscale('log')
-    panel.yaxis.set_major_formatter(LogFormatter())
-    panel.yaxis.set_minor_formatter(LogFormatter(minor_thresholds=(1.2, 0.5)))
+    panel.yaxis.set_major_formatter('{x:g}')
+    panel.yaxis.set_minor_formatter(lambda x, _: f'{x:g}' if f'{x:e}'[0] in '25' else '')
   panel.set_title(title, loc='left', fontsize=10, color=INK, fontweight='bold')
   panel.set_xlabel(below, fontsize=9, color=INK)
   panel.set_facecolor('none')

@@ -102,14 +102,20 @@ def headline(contest: Contest) -> str:
   first, *others = contest.entries
   name, unit = contest.task.name, contest.task.unit
   if not np.isfinite(contest.final[first]).all():
-    return f'On {name} every rule diverged.'
+    return f'On {name} every rule diverged in some run: there is no verdict.'
   best = f'{first} reached the lowest loss on {name}, {average(contest, first)} {unit}'.rstrip()
-  tied = [v.second for v in contest.verdicts if v.first == first and v.interval and not v.better]
-  if not others:
-    return f'{best}.'
-  if tied:
-    return f'{best}; no difference from {listed(tied)} is shown.'
-  return f'{best}, and is ahead of {"every other rule" if len(others) > 1 else others[0]}.'
+  beside = [v for v in contest.verdicts if v.first == first]
+  ahead = [v.second for v in beside if v.better]
+  tied = [v.second for v in beside if v.interval and not v.better]
+  lost = [v.second for v in beside if not v.interval]
+  if len(ahead) > 1 and len(ahead) == len(others):
+    ahead = ['every other rule']
+  parts = [
+    f'it is ahead of {listed(ahead)}' if ahead else '',
+    f'no difference from {listed(tied)} is shown' if tied else '',
+    f'there is no verdict on {listed(lost)}, which diverged' if lost else '',
+  ]
+  return '; '.join([best, *filter(None, parts)]) + '.'
 
 
 def edges(contest: Contest) -> str:
