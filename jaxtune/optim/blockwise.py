@@ -10,7 +10,7 @@ import optax
 from jaxtune import tree
 from jaxtune.optim.per_layer import STACKED
 from jaxtune.optim.precision import in_precision
-from jaxtune.optim.tables import DECAYED
+from jaxtune.optim.tables import BIASES, DECAYED, EMBEDDINGS, HEADS, NORMS
 from jaxtune.typing import InputError
 
 
@@ -28,10 +28,10 @@ class Blocks(NamedTuple):
 
 
 ADAM_MINI: Sequence[tuple[str, Blocks]] = (
-  (r'(?i)(^|[/_])(bias|scale|offset|magnitude)$', Blocks()),
-  (r'(?i)(norm|(^|[/_])ln)(_?\d+|_[a-z]+)?(/|$)', Blocks()),
-  (r'(?i)embed|(^|[/_])(wte|wpe)(/|$)', Blocks((None, 1))),
-  (r'(?i)(^|[/_])(head|classifier|logits|score)(/|$)', Blocks((None,))),
+  (BIASES, Blocks()),
+  (NORMS, Blocks()),
+  (EMBEDDINGS, Blocks((None, 1))),
+  (HEADS, Blocks((None,))),
   (r'(?i)(^|[/_])(attn|attention|self_attn|mlp)(/|$)', Blocks((None,))),
   (r'.*', Blocks()),
 )

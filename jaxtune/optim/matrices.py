@@ -11,7 +11,7 @@ import optax
 from jaxtune import tree
 from jaxtune.optim.per_layer import STACKED
 from jaxtune.optim.precision import in_precision
-from jaxtune.optim.tables import DECAYED
+from jaxtune.optim.tables import BIASES, DECAYED, EMBEDDINGS, HEADS, NORMS
 from jaxtune.typing import InputError
 
 
@@ -31,9 +31,10 @@ class Matrix(NamedTuple):
 
 
 MATRICES: Sequence[tuple[str, bool | Matrix]] = (
-  (r'(?i)(^|[/_])(bias|scale|offset|magnitude)$', False),
-  (r'(?i)(norm|(^|[/_])ln)(_?\d+|_[a-z]+)?(/|$)', False),
-  (r'(?i)embed|(^|[/_])(wte|wpe|head|classifier|logits|score)(/|$)', False),
+  (BIASES, False),
+  (NORMS, False),
+  (EMBEDDINGS, False),
+  (HEADS, False),
   (r'.*', True),
 )
 """Leaves that matrix rules take by default: neither biases, norms, embeddings nor heads.

@@ -15,7 +15,7 @@ from jaxtune.optim.matrix_shape import scale_by_matrix_shape
 from jaxtune.optim.orthogonalize import Coefficients, orthogonalize
 from jaxtune.optim.per_layer import STACKED
 from jaxtune.optim.precision import in_precision
-from jaxtune.optim.tables import multiply_by_rules
+from jaxtune.optim.tables import BIASES, EMBEDDINGS, HEADS, NORMS, multiply_by_rules
 from jaxtune.typing import InputError
 
 
@@ -43,10 +43,10 @@ class Ball(NamedTuple):
 
 
 SCION: Sequence[tuple[str, Ball]] = (
-  (r'(?i)(^|[/_])(bias|scale|offset|magnitude)$', Ball('rms', 50.0)),
-  (r'(?i)(norm|(^|[/_])ln)(_?\d+|_[a-z]+)?(/|$)', Ball('rms', 50.0)),
-  (r'(?i)embed|(^|[/_])(wte|wpe)(/|$)', Ball('sign', 3000.0, transposed=True)),
-  (r'(?i)(^|[/_])(head|classifier|logits|score)(/|$)', Ball('sign', 3000.0)),
+  (BIASES, Ball('rms', 50.0)),
+  (NORMS, Ball('rms', 50.0)),
+  (EMBEDDINGS, Ball('sign', 3000.0, transposed=True)),
+  (HEADS, Ball('sign', 3000.0)),
   (r'.*', Ball('spectral', 50.0)),
 )
 """The paper's balls for a language model whose embedding is its output layer: radius 50 and 3000.

@@ -11,9 +11,15 @@ import optax
 from jaxtune import tree
 from jaxtune.typing import InputError
 
+# What parameters are called by their kind, for the tables of rules.
+BIASES = r'(?i)(^|[/_])(bias|scale|offset|magnitude)$'
+NORMS = r'(?i)(norm|(^|[/_])ln)(_?\d+|_[a-z]+)?(/|$)'
+EMBEDDINGS = r'(?i)embed|(^|[/_])(wte|wpe)(/|$)'
+HEADS = r'(?i)(^|[/_])(head|classifier|logits|score)(/|$)'
+
 DECAY: Sequence[tuple[str, bool]] = (
-  (r'(?i)(^|[/_])(bias|scale|offset|magnitude)$', False),
-  (r'(?i)(norm|(^|[/_])ln)(_?\d+|_[a-z]+)?(/|$)', False),
+  (BIASES, False),
+  (NORMS, False),
   (r'.*', True),
 )
 """Weight decay by default: biases and norms are left alone, all else decays.
