@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import optax
 
 from jaxtune import tree
+from jaxtune.optim.descent import descend
 from jaxtune.optim.per_layer import STACKED
 from jaxtune.optim.precision import in_precision
 from jaxtune.optim.tables import BIASES, DECAYED, EMBEDDINGS, HEADS, NORMS
@@ -159,13 +160,8 @@ def adam_mini(
     blocks: `(pattern, Blocks)`, see `ADAM_MINI`.
     axes: `(pattern, number of stacked leading axes)`, see `STACKED`.
   """
-  return in_precision(
-    optax.chain(
-      scale_by_blockwise_moments(b1, b2, eps, blocks=blocks, axes=axes),
-      optax.add_decayed_weights(weight_decay, mask),
-      optax.scale_by_learning_rate(learning_rate),
-    )
-  )
+  direction = scale_by_blockwise_moments(b1, b2, eps, blocks=blocks, axes=axes)
+  return descend(direction, learning_rate, weight_decay, mask)
 
 
 def _cuts(blocks: Any, axes: Any, params: Any) -> list[list[tuple[int, int]]]:

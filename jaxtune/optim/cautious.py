@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from jaxtune.optim.descent import descend
 from jaxtune.optim.per_layer import STACKED, per_layer
 from jaxtune.optim.precision import in_precision
 from jaxtune.optim.tables import DECAYED
@@ -83,7 +84,8 @@ def cautious_adamw(
     mask: which parameters decay, as Optax's masks are given; see `DECAY`.
     axes: `(pattern, number of stacked leading axes)`, see `STACKED`.
   """
-  return _ready(optax.scale_by_adam(b1, b2, eps), learning_rate, weight_decay, mask, axes)
+  direction = cautious(optax.scale_by_adam(b1, b2, eps), axes)
+  return descend(direction, learning_rate, weight_decay, mask)
 
 
 def cautious_lion(
@@ -109,14 +111,5 @@ def cautious_lion(
     mask: which parameters decay, as Optax's masks are given; see `DECAY`.
     axes: `(pattern, number of stacked leading axes)`, see `STACKED`.
   """
-  return _ready(optax.scale_by_lion(b1, b2), learning_rate, weight_decay, mask, axes)
-
-
-def _ready(core: Any, learning_rate: Any, weight_decay: Any, mask: Any, axes: Any) -> Any:
-  return in_precision(
-    optax.chain(
-      cautious(core, axes),
-      optax.add_decayed_weights(weight_decay, mask),
-      optax.scale_by_learning_rate(learning_rate),
-    )
-  )
+  direction = cautious(optax.scale_by_lion(b1, b2), axes)
+  return descend(direction, learning_rate, weight_decay, mask)

@@ -1,8 +1,36 @@
-"""Gradient descent and momentum as the article writes them."""
+"""Gradient descent and momentum as the article writes them, and the end of every ready chain."""
 
+from typing import Any
+
+import jax
 import optax
 
 from jaxtune.optim.precision import in_precision
+
+
+def descend(
+  direction: optax.GradientTransformation,
+  learning_rate: optax.ScalarOrSchedule,
+  weight_decay: float | jax.Array,
+  mask: Any,
+) -> optax.GradientTransformationExtraArgs:
+  r"""$\theta \leftarrow \theta - \alpha\,(u + \lambda \theta)$ with $u$ of `direction`.
+
+  Arithmetic and state are at least float32.
+
+  Args:
+    direction: gives $u$, whose sign is still the gradient's.
+    learning_rate: $\alpha$, a number or a function from the step to a number.
+    weight_decay: $\lambda$, decoupled (arXiv 1711.05101).
+    mask: which parameters decay, as Optax's masks are given; see `DECAY`.
+  """
+  return in_precision(
+    optax.chain(
+      direction,
+      optax.add_decayed_weights(weight_decay, mask),
+      optax.scale_by_learning_rate(learning_rate),
+    )
+  )
 
 
 def gradient_descent(

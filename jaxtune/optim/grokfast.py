@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from jaxtune.optim.descent import descend
 from jaxtune.optim.precision import in_precision
 from jaxtune.optim.tables import DECAYED
 
@@ -72,11 +73,5 @@ def grokfast_adamw(
     weight_decay: decoupled.
     mask: which parameters decay, as Optax's masks are given; see `DECAY`.
   """
-  return in_precision(
-    optax.chain(
-      amplify_slow_gradients(alpha, lamb),
-      optax.scale_by_adam(b1, b2, eps),
-      optax.add_decayed_weights(weight_decay, mask),
-      optax.scale_by_learning_rate(learning_rate),
-    )
-  )
+  direction = optax.chain(amplify_slow_gradients(alpha, lamb), optax.scale_by_adam(b1, b2, eps))
+  return descend(direction, learning_rate, weight_decay, mask)

@@ -6,9 +6,10 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from jaxtune.optim.descent import descend
 from jaxtune.optim.in_turn import after
 from jaxtune.optim.lora_pairs import all_pairs, for_pairs, on_spectrum, trained_ranks
-from jaxtune.optim.precision import at_least, in_precision
+from jaxtune.optim.precision import at_least
 from jaxtune.optim.tables import DECAYED
 
 
@@ -148,13 +149,8 @@ def lora_rite(
     InputError: at `init`, a tree without a pair of LoRA factors.
   """
   rest = optax.scale_by_adam(b1, b2) if rest is None else rest
-  return in_precision(
-    optax.chain(
-      for_pairs(scale_by_lora_rite(b1, b2, eps), rest),
-      optax.add_decayed_weights(weight_decay, mask),
-      optax.scale_by_learning_rate(learning_rate),
-    )
-  )
+  direction = for_pairs(scale_by_lora_rite(b1, b2, eps), rest)
+  return descend(direction, learning_rate, weight_decay, mask)
 
 
 def _span(x: jax.Array) -> tuple[jax.Array, jax.Array]:

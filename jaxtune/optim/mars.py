@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from jaxtune.optim.descent import descend
 from jaxtune.optim.per_layer import STACKED, per_layer
 from jaxtune.optim.precision import in_precision
 from jaxtune.optim.tables import DECAYED
@@ -95,11 +96,6 @@ def mars(
     mask: which parameters decay, as Optax's masks are given; see `DECAY`.
     axes: `(pattern, number of stacked leading axes)`, see `STACKED`.
   """
-  return in_precision(
-    optax.chain(
-      scale_by_gradient_difference(gamma, b1, clip, axes),
-      optax.scale_by_adam(b1, b2, eps),
-      optax.add_decayed_weights(weight_decay, mask),
-      optax.scale_by_learning_rate(learning_rate),
-    )
-  )
+  corrected = scale_by_gradient_difference(gamma, b1, clip, axes)
+  direction = optax.chain(corrected, optax.scale_by_adam(b1, b2, eps))
+  return descend(direction, learning_rate, weight_decay, mask)

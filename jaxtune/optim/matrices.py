@@ -9,8 +9,8 @@ import jax.numpy as jnp
 import optax
 
 from jaxtune import tree
+from jaxtune.optim.descent import descend
 from jaxtune.optim.per_layer import STACKED
-from jaxtune.optim.precision import in_precision
 from jaxtune.optim.tables import BIASES, DECAYED, EMBEDDINGS, HEADS, NORMS
 from jaxtune.typing import InputError
 
@@ -121,13 +121,8 @@ def matrix_chain(
     axes: see `STACKED`.
   """
   rest = optax.scale_by_adam() if rest is None else rest
-  return in_precision(
-    optax.chain(
-      for_matrices(core, rest, matrices=matrices, axes=axes),
-      optax.add_decayed_weights(weight_decay, mask),
-      optax.scale_by_learning_rate(learning_rate),
-    )
-  )
+  direction = for_matrices(core, rest, matrices=matrices, axes=axes)
+  return descend(direction, learning_rate, weight_decay, mask)
 
 
 def _views(matrices: Any, axes: Any, params: Any) -> list[_View | None]:

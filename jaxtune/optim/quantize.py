@@ -10,8 +10,8 @@ import optax
 
 from jaxtune import tree
 from jaxtune.optim.codecs import Codec, bfloat16, dynamic_8bit
+from jaxtune.optim.descent import descend
 from jaxtune.optim.per_layer import STACKED
-from jaxtune.optim.precision import in_precision
 from jaxtune.optim.tables import DECAYED
 
 Codecs = Sequence[tuple[str, Codec | None]]
@@ -134,13 +134,8 @@ def adamw_8bit(
     mask: which parameters decay, as Optax's masks are given; see `DECAY`.
     axes: see `STACKED`.
   """
-  return in_precision(
-    optax.chain(
-      quantize_state(optax.scale_by_adam(b1, b2, eps), EIGHT_BIT, axes=axes),
-      optax.add_decayed_weights(weight_decay, mask),
-      optax.scale_by_learning_rate(learning_rate),
-    )
-  )
+  direction = quantize_state(optax.scale_by_adam(b1, b2, eps), EIGHT_BIT, axes=axes)
+  return descend(direction, learning_rate, weight_decay, mask)
 
 
 def _codecs(codec: Codecs, axes: Any, state: Any, params: Any) -> list[Codec | None]:

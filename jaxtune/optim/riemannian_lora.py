@@ -6,9 +6,10 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from jaxtune.optim.descent import descend
 from jaxtune.optim.in_turn import after
 from jaxtune.optim.lora_pairs import all_pairs, for_pairs, on_spectrum, trained_ranks
-from jaxtune.optim.precision import at_least, in_precision
+from jaxtune.optim.precision import at_least
 from jaxtune.optim.tables import DECAYED
 
 
@@ -88,10 +89,5 @@ def riemannian_lora(
   """
   adam = optax.scale_by_adam(b1, b2, eps)
   core = optax.chain(scale_by_riemannian_lora(delta), adam)
-  return in_precision(
-    optax.chain(
-      for_pairs(core, adam if rest is None else rest),
-      optax.add_decayed_weights(weight_decay, mask),
-      optax.scale_by_learning_rate(learning_rate),
-    )
-  )
+  direction = for_pairs(core, adam if rest is None else rest)
+  return descend(direction, learning_rate, weight_decay, mask)
