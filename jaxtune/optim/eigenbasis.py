@@ -15,7 +15,6 @@ from jaxtune.optim.kronecker import (
   identity,
   matmul,
   multiply,
-  transposed,
   where_seen,
 )
 from jaxtune.optim.precision import at_least
@@ -138,7 +137,7 @@ def in_eigenbasis(
 
     def turn():
       bases = in_turn(_power_iteration, factors, state.bases)
-      change = jax.tree.map(lambda old, new: matmul(transposed(new), old), state.bases, bases)
+      change = jax.tree.map(lambda old, new: matmul(new.mT, old), state.bases, bases)
       return bases, scales, _carry(inner_state, change, linear)
 
     branch = jnp.where(first, 1, jnp.where(state.step % every == 0, 2, 0))
@@ -150,7 +149,7 @@ def in_eigenbasis(
 
 
 def _into(x: jax.Array, bases: Sides) -> jax.Array:
-  return multiply(x, jax.tree.map(transposed, bases))
+  return multiply(x, jax.tree.map(lambda q: q.mT, bases))
 
 
 def _averaged(beta: Any, old: Any, new: Any) -> Any:
@@ -164,7 +163,7 @@ def _eigenvectors(factor: jax.Array) -> jax.Array:
   null = (values <= _noise(values))[..., None, :]
   seen = jnp.where(null, 0, vectors)
   unit = identity(factor, n)
-  rest = unit - matmul(seen, transposed(seen))
+  rest = unit - matmul(seen, seen.mT)
   # Numbers that are distinct, and so are their means, tell the unseen directions apart.
   distinct = jnp.diag(jnp.sqrt(jnp.arange(1, n + 1, dtype=factor.dtype)))
   apart = matmul(rest, matmul(distinct, rest)) + 2 * n * (unit - rest)
@@ -189,12 +188,12 @@ def _noise(values: jax.Array) -> jax.Array:
 
 def _whitened_grams(g: jax.Array, bases: Sides, scales: Sides) -> Sides:
   r"""$G R^{-1} G^\top / columns$ and $G^\top L^{-1} G / rows$."""
-  by_rows, by_columns = g, transposed(g)
+  by_rows, by_columns = g, g.mT
   if bases.columns is not None:
     by_rows = matmul(g, bases.columns) * jax.lax.rsqrt(scales.columns)[..., None, :]
   if bases.rows is not None:
     by_columns = matmul(by_columns, bases.rows) * jax.lax.rsqrt(scales.rows)[..., None, :]
-  rows, columns = grams(by_rows, bases).rows, grams(transposed(by_columns), bases).columns
+  rows, columns = grams(by_rows, bases).rows, grams(by_columns.mT, bases).columns
   return Sides(
     None if rows is None else rows / g.shape[-1],
     None if columns is None else columns / g.shape[-2],

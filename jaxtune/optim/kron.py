@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import optax
 
 from jaxtune.optim.bucket import bucket_by_shape
-from jaxtune.optim.kronecker import Sides, each_side, identity, matmul, transposed
+from jaxtune.optim.kronecker import Sides, each_side, identity, matmul
 from jaxtune.optim.matrices import MATRICES, Matrix, matrix_chain
 from jaxtune.optim.per_layer import STACKED
 from jaxtune.optim.precision import at_least
@@ -111,9 +111,9 @@ def _applied(x: jax.Array, q: Sides, back: bool = False) -> jax.Array:
   def left(q, x):
     if q.ndim < x.ndim:
       return q[..., :, None] * x
-    return matmul(transposed(q) if back else q, x)
+    return matmul(q.mT if back else q, x)
 
-  return transposed(left(q.columns, transposed(left(q.rows, x))))
+  return left(q.columns, left(q.rows, x).mT).mT
 
 
 def _solved(x: jax.Array, q: Sides) -> jax.Array:
@@ -124,14 +124,14 @@ def _solved(x: jax.Array, q: Sides) -> jax.Array:
       return x / q[..., :, None]
     return jax.lax.linalg.triangular_solve(q, x, left_side=True, lower=False, transpose_a=True)
 
-  return transposed(left(q.columns, transposed(left(q.rows, x))))
+  return left(q.columns, left(q.rows, x).mT).mT
 
 
 def _fitted(g: jax.Array, v: jax.Array, q: Sides, rate: Any) -> Sides:
   alive = jnp.any(g != 0, -1, keepdims=True) & jnp.any(g != 0, -2, keepdims=True)
   a, b = _applied(g, q), _solved(jnp.where(alive, v, 0), q)
   rows = _step(q.rows, a, b, rate)
-  columns = _step(q.columns, transposed(a), transposed(b), rate)
+  columns = _step(q.columns, a.mT, b.mT, rate)
   return _balanced(rows, columns, g.ndim - 2)
 
 
@@ -154,7 +154,7 @@ def _step(q: jax.Array, a: jax.Array, b: jax.Array, rate: Any) -> jax.Array:
     aa, bb = jnp.sum(a * a, -1), jnp.sum(b * b, -1)
     size = jnp.max(aa + bb, -1, keepdims=True) + tiny
     return (q - rate * (aa - bb) * q / size).astype(q.dtype)
-  aa, bb = matmul(a, transposed(a)), matmul(b, transposed(b))
+  aa, bb = matmul(a, a.mT), matmul(b, b.mT)
   size = _spectral_norm(aa + bb) + tiny
   return (q - matmul(rate * jnp.triu(aa - bb) / size, q)).astype(q.dtype)
 

@@ -23,10 +23,6 @@ class Sides(NamedTuple):
   columns: Any
 
 
-def transposed(x: jax.Array) -> jax.Array:
-  return jnp.swapaxes(x, -1, -2)
-
-
 def each_side(make: Callable[[jax.Array, int], Any], params: Any) -> Any:
   """A tree of `Sides`: `make(leaf, n)` for the n rows and for the n columns of each leaf.
 
@@ -45,8 +41,8 @@ def identity(x: jax.Array, n: int) -> jax.Array:
 def grams(x: jax.Array, sides: Sides) -> Sides:
   r"""$X X^\top$ and $X^\top X$ for those sides that are not None."""
   return Sides(
-    None if sides.rows is None else matmul(x, transposed(x)),
-    None if sides.columns is None else matmul(transposed(x), x),
+    None if sides.rows is None else matmul(x, x.mT),
+    None if sides.columns is None else matmul(x.mT, x),
   )
 
 
@@ -54,7 +50,7 @@ def multiply(x: jax.Array, sides: Sides) -> jax.Array:
   r"""$A X B^\top$ for the sides $(A, B)$; a side that is None is the unit matrix."""
   if sides.rows is not None:
     x = matmul(sides.rows, x)
-  return x if sides.columns is None else matmul(x, transposed(sides.columns))
+  return x if sides.columns is None else matmul(x, sides.columns.mT)
 
 
 def where_seen(x: jax.Array, factors: Sides) -> jax.Array:

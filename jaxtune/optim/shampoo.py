@@ -16,7 +16,6 @@ from jaxtune.optim.kronecker import (
   identity,
   matmul,
   multiply,
-  transposed,
   where_seen,
 )
 from jaxtune.optim.matrices import MATRICES, Matrix, matrix_chain
@@ -120,7 +119,7 @@ def _inverse_roots(factors: Sides, total: Any, eps: Any) -> Sides:
     values, vectors = jnp.linalg.eigh((factor / total).astype(factor.dtype))
     values = jnp.maximum(values, eps * values[..., -1:]) + jnp.finfo(factor.dtype).tiny
     scaled = vectors * (values ** (-0.5 / sides)).astype(factor.dtype)[..., None, :]
-    return matmul(scaled, transposed(vectors))
+    return matmul(scaled, vectors.mT)
 
   return in_turn(root, factors)
 
