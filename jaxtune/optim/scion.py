@@ -11,7 +11,6 @@ import optax
 from jaxtune import tree
 from jaxtune.optim.bucket import bucket_by_shape
 from jaxtune.optim.matrices import Matrix, for_matrices
-from jaxtune.optim.matrix_shape import scale_by_matrix_shape
 from jaxtune.optim.orthogonalize import Coefficients, orthogonalize
 from jaxtune.optim.per_layer import STACKED
 from jaxtune.optim.precision import in_precision
@@ -54,7 +53,7 @@ SCION: Sequence[tuple[str, Ball]] = (
 For an embedding of its own the paper's norm is `Ball('per_input', 50.0)`.
 """
 
-NORMS = ('spectral', 'sign', 'per_output', 'per_input', 'rms')
+BALLS = ('spectral', 'sign', 'per_output', 'per_input', 'rms')
 
 
 def scale_by_lmo(
@@ -82,16 +81,16 @@ def scale_by_lmo(
       covers, or a `Matrix` that does not fit.
   """
   for pattern, ball in balls:
-    if ball.norm not in NORMS:
+    if ball.norm not in BALLS:
       raise InputError(
-        f'ball rule {pattern!r} has the norm {ball.norm!r}; choose one of {", ".join(NORMS)}'
+        f'ball rule {pattern!r} has the norm {ball.norm!r}; choose one of {", ".join(BALLS)}'
       )
     if not 0 < ball.radius < float('inf'):
       raise InputError(f'ball rule {pattern!r} has the radius {ball.radius}; give one above 0')
     if ball.norm == 'spectral' and ball.transposed:
       raise InputError(f'ball rule {pattern!r} transposes a spectral norm; use Ball(matrix=...)')
   matrices = [(p, b.norm == 'spectral' and (b.matrix or True)) for p, b in balls]
-  spectral = optax.chain(orthogonalize(steps, coefficients, dtype), scale_by_matrix_shape('mup'))
+  spectral = orthogonalize(steps, coefficients, dtype, adjust='mup')
   others = _others(balls, axes)
   return in_precision(
     optax.chain(

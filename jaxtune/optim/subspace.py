@@ -195,17 +195,16 @@ def limit_growth(gamma: float = 1.01) -> optax.GradientTransformationExtraArgs:
     del params, extra
     updates = at_least(updates)
 
-    def factor(u, last):
-      norm = jnp.linalg.norm(u, axis=(-2, -1))
+    norms = jax.tree.map(lambda u: jnp.linalg.norm(u, axis=(-2, -1)), updates)
+
+    def factor(norm, last):
       limited = (last > 0) & (norm > gamma * last)
       return jnp.where(limited, gamma * last / jnp.where(limited, norm, 1), 1)
 
-    factors = jax.tree.map(factor, updates, state.norms)
+    factors = jax.tree.map(factor, norms, state.norms)
     new = jax.tree.map(lambda u, f: (u * f[..., None, None]).astype(u.dtype), updates, factors)
-    norms = jax.tree.map(
-      lambda u, old: jnp.linalg.norm(u, axis=(-2, -1)).astype(old.dtype), new, state.norms
-    )
-    return new, GrowthState(norms)
+    reached = jax.tree.map(lambda n, f, x: (n * f).astype(x.dtype), norms, factors, state.norms)
+    return new, GrowthState(reached)
 
   return optax.GradientTransformationExtraArgs(init, update)
 
