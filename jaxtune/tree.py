@@ -7,7 +7,7 @@ path or by that of their weight, so adapting a model does not break the rules wr
 """
 
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -44,6 +44,11 @@ class Owner(NamedTuple):
 def path_name(path: Sequence[Any]) -> str:
   """`decoder/0-11/attn/q` for a JAX key path."""
   return jax.tree_util.keystr(tuple(path), simple=True, separator='/')
+
+
+def paths(tree: Any) -> list[str]:
+  """The path of every leaf, in tree order."""
+  return [path_name(path) for path, _ in jax.tree_util.tree_flatten_with_path(tree)[0]]
 
 
 def is_stacked(path: str) -> bool:
@@ -115,9 +120,17 @@ def format_routing(routes: Sequence[Route]) -> str:
   rows += [
     (r.path, 'x'.join(map(str, r.shape)) or '-', r.dtype, r.pattern, str(r.value)) for r in routes
   ]
+  return aligned(rows)
+
+
+def aligned(rows: Sequence[Sequence[str]], right: Collection[int] = ()) -> str:
+  """Rows of cells as text in columns, flush left but for the columns in `right`."""
   widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
   return '\n'.join(
-    '  '.join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()
+    '  '.join(
+      cell.rjust(width) if i in right else cell.ljust(width)
+      for i, (cell, width) in enumerate(zip(row, widths, strict=True))
+    ).rstrip()
     for row in rows
   )
 
@@ -152,10 +165,7 @@ def owners(state: Any, params: Any) -> list[Owner | None]:
 
   It is the one whose path lies in the leaf's path; of several the longest, and then the last.
   """
-  places = {
-    path_name(path): i
-    for i, (path, _) in enumerate(jax.tree_util.tree_flatten_with_path(params)[0])
-  }
+  places = {name: i for i, name in enumerate(paths(params))}
 
   def owner(path: Any) -> Owner | None:
     parts = [path_name((key,)) for key in path]

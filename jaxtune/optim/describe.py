@@ -21,7 +21,7 @@ def describe(tx: Any, params: Any) -> str:
   state = jax.eval_shape(tx.init, params)
   held: dict[int | None, list[tuple[str, Any]]] = {}
   for leaf, owner, path in zip(
-    jax.tree.leaves(state), tree.owners(state, params), _paths(state), strict=True
+    jax.tree.leaves(state), tree.owners(state, params), tree.paths(state), strict=True
   ):
     name = path if owner is None else f'{owner.state} {owner.field}'.strip()
     held.setdefault(owner and owner.position, []).append((name, leaf))
@@ -38,20 +38,13 @@ def describe(tx: Any, params: Any) -> str:
     ]
 
   rows = [['parameter', 'shape', 'bytes', 'each', 'states']]
-  for i, (path, leaf) in enumerate(zip(_paths(params), jax.tree.leaves(params), strict=True)):
+  for i, (path, leaf) in enumerate(zip(tree.paths(params), jax.tree.leaves(params), strict=True)):
     shape = 'x'.join(map(str, leaf.shape)) or '-'
     rows.append(row(path, leaf.size, shape, held.get(i, [])))
   rows.append(row('(of no parameter)', 0, '', held.get(None, [])))
   everything = row('total', tree.count(params), '', [('', x) for x in jax.tree.leaves(state)])
   rows.append([*everything[:-1], ''])
-  widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-  return '\n'.join(
-    '  '.join(
-      cell.rjust(width) if 2 <= i <= 3 else cell.ljust(width)
-      for i, (cell, width) in enumerate(zip(line, widths, strict=True))
-    ).rstrip()
-    for line in rows
-  )
+  return tree.aligned(rows, right=(2, 3))
 
 
 def state_bytes(tx: Any, params: Any) -> int:
@@ -97,7 +90,3 @@ def check_state(tx: Any, params: Any, state: Any) -> None:
       f'the optimizer state comes from a different rule or tree: {found}; '
       'use the rule, the hyperparameters and the parameters that it was made with'
     )
-
-
-def _paths(x: Any) -> list[str]:
-  return [tree.path_name(path) for path, _ in jax.tree_util.tree_flatten_with_path(x)[0]]

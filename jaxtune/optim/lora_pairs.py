@@ -85,7 +85,7 @@ def for_pairs(
     leaves, structure = jax.tree.flatten(params)
     paired = {i for pair in find_pairs(params) for i in pair}
     if leaves and not paired:
-      paths = [tree.path_name(p) for p, _ in jax.tree_util.tree_flatten_with_path(params)[0]]
+      paths = tree.paths(params)
       raise InputError(
         f'this rule needs pairs of LoRA factors, and there is none among {", ".join(paths[:3])}'
         f'{" ..." if paths[3:] else ""}; adapt the model with adapt.lora and train the a and b of '

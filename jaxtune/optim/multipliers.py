@@ -45,7 +45,7 @@ def layerwise_decay(params: Params, rate: float) -> Table:
   """
   if not 0 < rate <= 1:
     raise InputError(f'layerwise_decay: rate is {rate!r}; give a number in (0, 1]')
-  paths = [route.path for route in tree.routing([('', None)], params)]
+  paths = tree.paths(params)
   found = [match for match in (re.search(LAYERS, path) for path in paths) if match]
   stacks = {match.string[: match.end()]: match for match in found}  # 'encoder/0-5/', 'encoder/6/'
   if not stacks:
