@@ -13,7 +13,7 @@ import jax
 import optax
 import tokenizers
 
-from experiments.keys import Config, check
+from experiments.keys import Config, check, count
 from jaxtune import adapt, data, interop, losses, models, optim, train
 from jaxtune.adapt import Adapted
 from jaxtune.models import ModelSpec
@@ -285,14 +285,13 @@ def optimizer(config: Config, steps: int) -> optax.GradientTransformationExtraAr
   """The update rule with its schedule, clipping and hyperparameters."""
   c = config.optim
   others = dict(c.hyperparameters)
-  warmup = int(c.warmup) if c.warmup >= 1 else float(c.warmup)
   # Rules have defaults of their own; what the configuration says counts, and that it says 0 too.
   if c.weight_decay or 'weight_decay' in inspect.signature(optim.factory(c.name)).parameters:
     others['weight_decay'] = c.weight_decay
   return optim.create(
     c.name,
     c.lr,
-    schedule=optim.schedule(c.schedule, steps=steps, warmup=warmup),
+    schedule=optim.schedule(c.schedule, steps=steps, warmup=count(c.warmup)),
     clip_norm=c.clip_norm or None,
     **others,
   )

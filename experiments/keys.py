@@ -2,7 +2,7 @@
 
 import difflib
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from ml_collections.config_dict import ConfigDict as Config
@@ -51,13 +51,7 @@ def defaults() -> Config:
 def check(config: Config) -> None:
   """Refuses values that make no sense, before anything is read or loaded."""
   values = dict(flatten(config))
-  for name, _ in flatten(defaults()):
-    if name not in values:
-      raise InputError(f'the configuration has no {name!r}; start it from configs/base.py')
-  for name, value in values.items():
-    check_key(name)
-    if isinstance(value, float) and not math.isfinite(value):
-      raise InputError(f'{name} is {value}; it must be a finite number')
+  check_values(values, [name for name, _ in flatten(defaults())], check_key)
   for least, names in LEAST.items():
     for name in names:
       if values[name] < least:
@@ -75,6 +69,27 @@ def check(config: Config) -> None:
     )
   if not config.data.path:
     raise InputError('data.path is empty; give a file with --config.data.path=FILE')
+
+
+def check_values(
+  values: Mapping[str, Any],
+  needed: Sequence[str],
+  check_key: Callable[[str], None],
+  file: str = 'configs/base.py',
+) -> None:
+  """Refuses a configuration that lacks a key, has an unknown one, or a number that is none."""
+  for name in needed:
+    if name not in values:
+      raise InputError(f'the configuration has no {name!r}; start it from {file}')
+  for name, value in values.items():
+    check_key(name)
+    if isinstance(value, float) and not math.isfinite(value):
+      raise InputError(f'{name} is {value}; it must be a finite number')
+
+
+def count(value: float) -> int | float:
+  """A count from 1 up, below that a fraction, as `optim.schedule` tells them apart: by the type."""
+  return int(value) if value >= 1 else float(value)
 
 
 def check_key(

@@ -1,7 +1,5 @@
 """The figures of a comparison, as SVG in the colours of the page."""
 
-import io
-import re
 from collections.abc import Sequence
 from typing import Any
 
@@ -13,7 +11,7 @@ from matplotlib.layout_engine import ConstrainedLayoutEngine
 from experiments.comparison.contest import Contest
 from experiments.comparison.effects import BY_RATE, STOCHASTIC, Flips, Robustness, Stall
 from experiments.comparison.verdict import settled
-from jaxtune.report.plot import GRID, INK
+from jaxtune.report.plot import GRID, INK, svg
 
 # Readable on white and on black; one a rule.
 COLOURS = (
@@ -169,16 +167,3 @@ def style(panel: Axes, title: str, below: str, orders: bool) -> None:
   for side, spine in panel.spines.items():
     spine.set_visible(side == 'bottom')
     spine.set_color(GRID)
-
-
-def svg(figure: Figure, label: str) -> str:
-  """The figure as an `<svg>` element whose ink and grid are CSS variables of the page."""
-  buffer = io.StringIO()
-  nothing = dict.fromkeys(('Creator', 'Date', 'Format', 'Type'))
-  figure.savefig(buffer, format='svg', transparent=True, metadata=nothing)
-  text = buffer.getvalue()
-  text = text[text.index('<svg') :]
-  text = re.sub(r' (width|height)="[\d.]+pt"| xmlns(:xlink)?="[^"]*"', '', text, count=4)
-  for colour, variable in ((INK, 'muted'), (GRID, 'grid')):
-    text = text.replace(colour, f'var(--{variable})')
-  return text.replace('<svg', f'<svg role="img" aria-label="{label}"', 1)

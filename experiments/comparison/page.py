@@ -4,7 +4,6 @@ import math
 import pathlib
 from typing import Any, NamedTuple
 
-import jinja2
 import markupsafe
 
 from configs import compare_optimizers
@@ -13,6 +12,7 @@ from experiments.comparison.contest import Contest, comparison_seeds, tuning_see
 from experiments.comparison.effects import Flips, Robustness, Stall
 from experiments.keys import Config, flatten
 from jaxtune import report
+from jaxtune.report.html import template
 
 
 class Results(NamedTuple):
@@ -38,12 +38,9 @@ class Results(NamedTuple):
 def write(folder: pathlib.Path, config: Config, results: Results) -> None:
   """Writes `report.html`."""
   source = pathlib.Path(__file__).with_name('page.html').read_text('utf-8')
-  environment = jinja2.Environment(
-    autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
-  )
   values = dict(flatten(config))
   defaults = dict(flatten(compare_optimizers.get_config()))
-  text = environment.from_string(source).render(
+  text = template(source).render(
     title=folder.name,
     headlines=[words.headline(one) for one in results.contests],
     facts={

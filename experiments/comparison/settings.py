@@ -1,7 +1,6 @@
 """The configuration of a comparison, checked, and what follows from it."""
 
 import difflib
-import math
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -76,13 +75,8 @@ def check(config: Config) -> None:
     InputError: naming the key, its value and the remedy.
   """
   values = dict(keys.flatten(config))
-  for name, _ in keys.flatten(compare_optimizers.get_config()):
-    if name not in values and not name.startswith('rules.'):
-      raise InputError(f'the configuration has no {name!r}; start it from {FILE}')
-  for name, value in values.items():
-    check_key(name)
-    if isinstance(value, float) and not math.isfinite(value):
-      raise InputError(f'{name} is {value}; it must be a finite number')
+  known = [name for name, _ in keys.flatten(compare_optimizers.get_config())]
+  keys.check_values(values, [n for n in known if not n.startswith('rules.')], check_key, FILE)
   for least, names in LEAST.items():
     for name in names:
       if values[name] < least:
@@ -185,15 +179,10 @@ def make(config: Config, task: str, rule: Rule) -> optax.GradientTransformationE
 
 def schedule(config: Config, steps: int) -> Any:
   """The same shape for every rule; `decay` is for wsd alone."""
-  options: dict[str, Any] = {'warmup': count(config.warmup)}
+  options: dict[str, Any] = {'warmup': keys.count(config.warmup)}
   if config.schedule == 'wsd':
-    options['decay'] = count(config.decay)
+    options['decay'] = keys.count(config.decay)
   return optim.schedule(config.schedule, steps=steps, **options)
-
-
-def count(value: float) -> int | float:
-  """A count from 1 up, below that a fraction, as `optim.schedule` tells them apart: by the type."""
-  return int(value) if value >= 1 else float(value)
 
 
 def rates(config: Config, task: str, rule: Rule) -> list[float]:
@@ -218,5 +207,5 @@ def decay_start(config: Config, steps: int) -> int:
   """The first step at a falling rate under wsd; the middle of the run under other schedules."""
   if config.schedule != 'wsd':
     return steps // 2
-  decay = count(config.decay)
+  decay = keys.count(config.decay)
   return steps - (decay if isinstance(decay, int) else round(decay * steps))

@@ -101,7 +101,13 @@ def render(report: Report) -> str:
 
 @functools.cache
 def _template() -> jinja2.Template:
-  source = importlib.resources.files('jaxtune.report').joinpath('page.html').read_text('utf-8')
+  return template(
+    importlib.resources.files('jaxtune.report').joinpath('page.html').read_text('utf-8')
+  )
+
+
+def template(source: str) -> jinja2.Template:
+  """A page that escapes what is put into it, and fails on what is not there."""
   environment = jinja2.Environment(
     autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
   )

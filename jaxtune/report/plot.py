@@ -68,15 +68,20 @@ def curves_svg(metrics: Sequence[Mapping[str, Any]]) -> str:
   """
   if not _titles(metrics):
     return ''
+  return svg(curves(metrics), 'Curves of the run')
+
+
+def svg(figure: 'Figure', label: str) -> str:
+  """The figure as an `<svg>` element whose colours are the CSS variables of a page."""
   buffer = io.StringIO()
   nothing = dict.fromkeys(('Creator', 'Date', 'Format', 'Type'))
-  curves(metrics).savefig(buffer, format='svg', transparent=True, metadata=nothing)
-  svg = buffer.getvalue()
-  svg = svg[svg.index('<svg') :]
-  svg = re.sub(r' (width|height)="[\d.]+pt"| xmlns(:xlink)?="[^"]*"', '', svg, count=4)
+  figure.savefig(buffer, format='svg', transparent=True, metadata=nothing)
+  text = buffer.getvalue()
+  text = text[text.index('<svg') :]
+  text = re.sub(r' (width|height)="[\d.]+pt"| xmlns(:xlink)?="[^"]*"', '', text, count=4)
   for colour, variable in _VARIABLES.items():
-    svg = svg.replace(colour, f'var(--{variable})')
-  return svg.replace('<svg', '<svg role="img" aria-label="Curves of the run"', 1)
+    text = text.replace(colour, f'var(--{variable})')
+  return text.replace('<svg', f'<svg role="img" aria-label="{label}"', 1)
 
 
 def _titles(metrics: Sequence[Mapping[str, Any]]) -> dict[str, str]:
