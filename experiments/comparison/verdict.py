@@ -1,12 +1,12 @@
 """Which of two rules is better, by paired seeds, and how sure that is."""
 
-import functools
 import itertools
 import math
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import numpy as np
+import scipy.special
 
 from jaxtune import report
 
@@ -44,33 +44,9 @@ def paired(first: Any, second: Any, confidence: float = 0.95) -> report.Interval
   return report.Interval(mean, mean - half, mean + half)
 
 
-@functools.cache
 def t_quantile(probability: float, freedom: int) -> float:
-  """The point below which Student's t with `freedom` degrees lies with a probability over 1/2."""
-  low, high = 0.0, 1.0
-  while t_below(high, freedom) < probability:
-    high *= 2
-  for _ in range(100):
-    middle = (low + high) / 2
-    low, high = (middle, high) if t_below(middle, freedom) < probability else (low, middle)
-  return high
-
-
-def t_below(t: float, freedom: int) -> float:
-  r"""P(T <= t) for t >= 0 by the finite sums of Abramowitz and Stegun, 26.7.3 and 26.7.4.
-
-  With $\theta = \arctan(t/\sqrt\nu)$ the probability of [-t, t] is
-  $\sin\theta\,(1 + \frac12\cos^2\theta + \frac{1\cdot3}{2\cdot4}\cos^4\theta + \dots)$ for even
-  $\nu$, and $\frac2\pi(\theta + \sin\theta\,(\cos\theta + \frac23\cos^3\theta + \dots))$ for odd.
-  """
-  theta = math.atan(t / math.sqrt(freedom))
-  cos, odd = math.cos(theta), freedom % 2
-  term, total = (cos, 0.0) if odd else (1.0, 0.0)
-  for k in range(odd, freedom - 1, 2):
-    total += term
-    term *= cos * cos * (k + 1) / (k + 2)
-  inside = math.sin(theta) * total
-  return 0.5 + (2 / math.pi * (theta + inside) if odd else inside) / 2
+  """The point below which Student's t with `freedom` degrees lies with a probability."""
+  return float(scipy.special.stdtrit(freedom, probability))
 
 
 def verdicts(losses: Mapping[str, np.ndarray], confidence: float) -> list[Verdict]:

@@ -25,12 +25,12 @@ def test_t_quantile_of_the_table(freedom, quantile):
 
 
 @pytest.mark.parametrize('freedom', [3, 4, 7, 12])
-def test_t_below_is_the_integral_of_the_density(freedom):
+def test_the_density_integrates_to_the_probability_up_to_the_quantile(freedom):
   x = np.linspace(0, 2.5, 20001)
   scale = math.gamma((freedom + 1) / 2) / math.gamma(freedom / 2) / math.sqrt(freedom * math.pi)
   density = scale * (1 + x**2 / freedom) ** (-(freedom + 1) / 2)
   area = np.sum((density[1:] + density[:-1]) / 2 * np.diff(x))
-  assert verdict.t_below(2.5, freedom) == pytest.approx(0.5 + area, abs=1e-8)
+  assert verdict.t_quantile(0.5 + area, freedom) == pytest.approx(2.5, abs=2e-7)
 
 
 def test_paired_interval_by_hand():
