@@ -38,7 +38,7 @@ def main() -> None:
       heads=common.HEADS,
       kv_heads=common.KV_HEADS,
       head_width=common.HEAD_WIDTH,
-      rope_base=common.ROPE_BASE,
+      rope=jt.ops.Rope(common.ROPE_BASE),
       epsilon=common.EPSILON,
       remat=options.remat,
     )

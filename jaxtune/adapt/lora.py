@@ -16,7 +16,7 @@ from jaxtune.adapt.method import HEAD, Adapted
 from jaxtune.typing import InputError, Key, Params
 
 # Every matrix of a built-in model's layers; attention alone loses (docs/adapt.md).
-LINEAR = r'(^|/)(attn/[qkvo]|mlp/(gate|up|down)|pooler/dense)$'
+LINEAR = r'(^|/)((attn|cross)/[qkvo]|(mlp|experts)/(gate|up|down)|pooler/dense)$'
 
 
 @jax.tree_util.register_dataclass

@@ -1,23 +1,47 @@
 """Models as pure functions of their parameters; the only package that imports Flax."""
 
+from jaxtune.models.answer import answer
+from jaxtune.models.block import BlockConfig
 from jaxtune.models.classifier import build, classifier
-from jaxtune.models.decoder import DecoderConfig, decoder
-from jaxtune.models.encoder import EncoderConfig, encoder
+from jaxtune.models.decoder import Cache, DecoderConfig, decoder
+from jaxtune.models.encoder import EncoderConfig, Head, encoder
+from jaxtune.models.encoder_decoder import EncoderDecoderConfig, encoder_decoder, shift_right
+from jaxtune.models.generate import Generated, Piece, generate, stream
 from jaxtune.models.own import from_linen, from_nnx
+from jaxtune.models.pooling import embed
 from jaxtune.models.query_key import query_key_maxima
+from jaxtune.models.sample import Sampling, sample
 from jaxtune.models.spec import ModelSpec
 from jaxtune.models.stack import cut
+from jaxtune.models.vision import VisionConfig, pool_image, vision
 
 __all__ = [
+  'BlockConfig',
+  'Cache',
   'DecoderConfig',
   'EncoderConfig',
+  'EncoderDecoderConfig',
+  'Generated',
+  'Head',
   'ModelSpec',
+  'Piece',
+  'Sampling',
+  'VisionConfig',
+  'answer',
   'build',
   'classifier',
   'cut',
   'decoder',
+  'embed',
   'encoder',
+  'encoder_decoder',
   'from_linen',
   'from_nnx',
+  'generate',
+  'pool_image',
   'query_key_maxima',
+  'sample',
+  'shift_right',
+  'stream',
+  'vision',
 ]

@@ -1,120 +1,143 @@
-"""A decoder of the Llama family.
+"""A causal decoder: Llama and what came of it, GPT-2, GPT-NeoX, mixtures of experts.
 
 Touvron et al. 2023, arXiv:2302.13971; grouped heads: Ainslie et al. 2023, arXiv:2305.13245.
 """
 
 import dataclasses
 import functools
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
-import flax.linen as nn
 import jax
 import jax.numpy as jnp
+from jax import lax
 
 from jaxtune import ops
-from jaxtune.models import stack
-from jaxtune.models.layers import RMSNorm, activation, apply
-from jaxtune.models.spec import ModelSpec, init_head
-from jaxtune.typing import Key, Params
+from jaxtune.models import block, stack
+from jaxtune.models.block import BlockConfig, Memory, View
+from jaxtune.models.layers import apply, dropout
+from jaxtune.models.spec import ModelSpec, Task, init_head
+from jaxtune.typing import InputError, Key, Params
 
 
 @dataclasses.dataclass(frozen=True)
-class DecoderConfig:
-  """Everything that fixes a decoder's shapes and arithmetic."""
+class DecoderConfig(BlockConfig):
+  """Everything that fixes a decoder's shapes and arithmetic.
 
+  Attributes:
+    vocabulary: rows of the embedding, and logits.
+    positions: the context: the most tokens that the model was made for.
+    tied: whether the head is the embedding, transposed.
+    learned_positions: an embedding of each position is added to the token's (GPT-2).
+    embed_scale: factor of the embeddings (Gemma: sqrt(width)).
+    logits_cap: logits are `cap * tanh(logits / cap)`; 0 for as they are.
+  """
+
+  rope: ops.Rope | None = ops.Rope()
   vocabulary: int = 32000
-  width: int = 512
-  hidden: int = 1408
-  layers: int = 12
-  heads: int = 8
-  kv_heads: int = 8
-  head_width: int = 64
   positions: int = 2048
-  rope_base: float = 10000.0
-  epsilon: float = 1e-5
-  activation: str = 'silu'
   tied: bool = True
-  remat: bool = False
-  outputs: int = 0  # of a classifier on the last token; 0 for a language model
-  init_scale: float = 0.02
+  learned_positions: bool = False
+  embed_scale: float = 1.0
+  logits_cap: float = 0.0
 
 
 AXES = (
+  *block.AXES,
   (r'embed/tokens$', ('vocab', 'embed')),
-  (r'attn/q$', ('embed', 'heads')),
-  (r'attn/[kv]$', ('embed', 'kv_heads')),
-  (r'attn/o$', ('heads', 'embed')),
-  (r'mlp/(gate|up)$', ('embed', 'mlp')),
-  (r'mlp/down$', ('mlp', 'embed')),
-  (r'norm/scale$', ('embed',)),
+  (r'embed/positions$', (None, 'embed')),
   (r'head/dense$', ('embed', 'vocab')),
+  (r'head/dense_bias$', ('vocab',)),
 )
 
 
-class Attention(nn.Module):
-  """Causal self-attention with rotary positions and grouped heads, `[B*T, D] -> [B*T, D]`."""
+class Cache(NamedTuple):
+  """What a decoder remembers of the tokens that it has seen, `S` slots a row.
 
-  config: DecoderConfig
+  keys, values: `[L, B, S, G, K]`, rotated.
+  mask: bool `[B, S]`: the slots that hold a real token.
+  length: slots that are filled, int32, the same in all rows.
+  positions: the next position of each row, int32 `[B]`.
+  """
 
-  @nn.compact
-  def __call__(self, x: jax.Array, angles: jax.Array, bias: jax.Array | None) -> jax.Array:
-    c = self.config
-    init = nn.initializers.normal(c.init_scale)
-    batch, length = angles.shape[:2]
-
-    def heads(name: str, count: int) -> jax.Array:
-      weight = self.param(name, init, (c.width, count * c.head_width))
-      return ops.dot(x, weight).reshape(batch, length, count, c.head_width)
-
-    q = ops.rotate(heads('q', c.heads), angles)
-    k = ops.rotate(heads('k', c.kv_heads), angles)
-    y = ops.attention(q, k, heads('v', c.kv_heads), bias, causal=True)
-    o = self.param('o', init, (c.heads * c.head_width, c.width))
-    return ops.dot(y.reshape(batch * length, c.heads * c.head_width), o)
-
-
-class MLP(nn.Module):
-  """`(activation(x W_gate) * x W_up) W_down` (SwiGLU, arXiv:2002.05202), `[B*T, D] -> [B*T, D]`."""
-
-  config: DecoderConfig
-
-  @nn.compact
-  def __call__(self, x: jax.Array) -> jax.Array:
-    c = self.config
-    init = nn.initializers.normal(c.init_scale)
-    gate = ops.dot(x, self.param('gate', init, (c.width, c.hidden)))
-    up = ops.dot(x, self.param('up', init, (c.width, c.hidden)))
-    down = self.param('down', init, (c.hidden, c.width))
-    return ops.dot(activation(c.activation)(gate) * up, down)
-
-
-class Block(nn.Module):
-  """One layer: RMSNorm before attention and before the MLP, each with a residual (pre-norm)."""
-
-  config: DecoderConfig
-
-  @nn.compact
-  def __call__(self, x: jax.Array, angles: jax.Array, bias: jax.Array | None) -> jax.Array:
-    c = self.config
-    x = x + Attention(c, name='attn')(RMSNorm(c.epsilon, name='attn_norm')(x), angles, bias)
-    return x + MLP(c, name='mlp')(RMSNorm(c.epsilon, name='mlp_norm')(x))
+  keys: jax.Array
+  values: jax.Array
+  mask: jax.Array
+  length: jax.Array
+  positions: jax.Array
 
 
 def _init(config: DecoderConfig, key: Key) -> Params:
-  embed_key, stack_key, head_key = jax.random.split(key, 3)
-  x, angles = jnp.zeros((1, config.width)), jnp.zeros((1, 1, config.head_width // 2))
+  embed_key, stack_key, head_key, position_key = jax.random.split(key, 4)
+  x, origin = jnp.zeros((1, config.width)), jnp.zeros((1, 1), jnp.int32)
+  see = _views(config, origin, lambda window: None)
 
-  def layer(key: Key) -> Params:
-    return Block(config).init(key, x, angles, None)['params']
+  def layer(key: Key, kind: tuple[bool, bool]) -> Params:
+    return block.Block(config, True, *kind).init(key, x, 1, see(origin[0, 0]))['params']
+
+  def matrix(key: Key, rows: int, columns: int) -> jax.Array:
+    return init_head(key, rows, columns, config.init_scale)
 
   params = {
-    'embed': {'tokens': init_head(embed_key, config.vocabulary, config.width, config.init_scale)},
-    'decoder': stack.init_stack(layer, stack_key, config.layers),
-    'norm': {'scale': jnp.ones((config.width,))},
+    'embed': {'tokens': matrix(embed_key, config.vocabulary, config.width)},
+    'decoder': stack.init_stack(layer, stack_key, block.layer_kinds(config)),
+    'norm': block.norm(config).init(key, x)['params'],
   }
+  if config.learned_positions:
+    params['embed']['positions'] = matrix(position_key, config.positions, config.width)
   if config.outputs or not config.tied:
-    outputs = config.outputs or config.vocabulary
-    params['head'] = {'dense': init_head(head_key, config.width, outputs, config.init_scale)}
+    params['head'] = {'dense': matrix(head_key, config.width, config.outputs or config.vocabulary)}
+  if config.each_token:
+    params['head']['dense_bias'] = jnp.zeros((config.outputs,))
   return params
+
+
+def _views(
+  config: DecoderConfig, positions: jax.Array, bias: Callable[[int], jax.Array | None]
+) -> Callable[[jax.Array], View]:
+  """What a layer sees, by its number; `bias` is a function of the window."""
+
+  def one(rope: ops.Rope | None, window: int) -> View:
+    table = None if rope is None else ops.rope_table(positions, config.head_width, rope)
+    return View(table, bias(window))
+
+  far = one(config.rope, 0)
+  near = one(config.local_rope or config.rope, config.window) if config.window else far
+  return lambda index: block.view(config, index, far, near)
+
+
+def _embed(
+  config: DecoderConfig, params: Params, tokens: jax.Array, positions: jax.Array
+) -> jax.Array:
+  """`[B, T] -> [B*T, D]`."""
+  x = ops.take(params['embed']['tokens'], tokens)
+  x = x * jnp.asarray(config.embed_scale, x.dtype)
+  if config.learned_positions:
+    x = x + ops.take(params['embed']['positions'], positions)
+  return x.reshape(-1, config.width)
+
+
+def enter(
+  config: DecoderConfig,
+  params: Params,
+  tokens: jax.Array,
+  mask: jax.Array | None,
+  positions: jax.Array | None,
+  segments: jax.Array | None,
+) -> tuple[Callable[[jax.Array], View], jax.Array]:
+  """What each layer sees, by its number, and what goes into the first, `[B*T, D]`."""
+  batch, length = tokens.shape
+  if positions is None:
+    if config.learned_positions and length > config.positions:
+      raise InputError(
+        f'{length} tokens a row, but the model has {config.positions} positions; cut the texts'
+      )
+    positions = jnp.broadcast_to(jnp.arange(length)[None], (batch, length))
+
+  def bias(window: int) -> jax.Array | None:
+    return ops.attention_bias(mask, segments, causal=True, length=length, window=window)
+
+  return _views(config, positions, bias), _embed(config, params, tokens, positions)
 
 
 def _features(
@@ -127,21 +150,62 @@ def _features(
   segments: jax.Array | None = None,
   key: Key | None = None,
 ) -> jax.Array:
-  del key  # models of this family have no dropout
   batch, length = tokens.shape
-  if positions is None:
-    positions = jnp.broadcast_to(jnp.arange(length)[None], (batch, length))
-  angles = ops.rope_angles(positions, config.head_width, config.rope_base)
-  bias = ops.attention_bias(mask, segments, causal=True, length=length)
-  x = ops.take(params['embed']['tokens'], tokens).reshape(batch * length, config.width)
+  see, x = enter(config, params, tokens, mask, positions, segments)
+  if key is not None:
+    key, embed_key = jax.random.split(key)
+    x = dropout(x, config.dropout, embed_key)
 
-  def layer(params: Params, x: jax.Array, key: Key | None) -> jax.Array:
-    del key
-    return apply(Block(config), params, x, angles, bias)
+  def layer(params: Params, x: jax.Array, index: jax.Array, key: Key | None) -> jax.Array:
+    return apply(block.block(config, params, True), params, x, batch, see(index), key)[0]
 
-  x = stack.scan_stack(layer, params['decoder'], x, None, config.remat)
-  x = apply(RMSNorm(config.epsilon), params['norm'], x)
-  return x.reshape(batch, length, config.width)
+  x = stack.scan_stack(layer, params['decoder'], x, key, config.remat)
+  return apply(block.norm(config), params['norm'], x).reshape(batch, length, config.width)
+
+
+def _start_cache(config: DecoderConfig, rows: int, size: int, dtype: Any = jnp.float32) -> Cache:
+  shape = (config.layers, rows, size, config.kv_heads, config.head_width)
+  return Cache(
+    jnp.zeros(shape, dtype),
+    jnp.zeros(shape, dtype),
+    jnp.zeros((rows, size), bool),
+    jnp.zeros((), jnp.int32),
+    jnp.zeros((rows,), jnp.int32),
+  )
+
+
+def _extend(
+  config: DecoderConfig,
+  params: Params,
+  tokens: jax.Array,
+  cache: Cache,
+  mask: jax.Array | None = None,
+) -> tuple[jax.Array, Cache]:
+  batch, length = tokens.shape
+  real = jnp.ones((batch, length), bool) if mask is None else mask
+  held = lax.dynamic_update_slice(cache.mask, real, (jnp.int32(0), cache.length))
+  positions = cache.positions[:, None] + jnp.cumsum(real, axis=1, dtype=jnp.int32)
+  slots = jnp.arange(cache.mask.shape[1])
+  distance = (cache.length + jnp.arange(length))[:, None] - slots[None]
+
+  def bias(window: int) -> jax.Array:
+    near = (distance >= 0) & (distance < window) if window else distance >= 0
+    return ops.hidden(near[None] & held[:, None])
+
+  earlier = jnp.maximum(positions - 1, 0)
+  see = _views(config, earlier, bias)
+
+  def layer(params: Params, state: Any, index: jax.Array, key: Key | None) -> Any:
+    x, keys, values = state
+    memory = Memory(keys, values, index, cache.length)
+    module = block.block(config, params, True)
+    x, memory = apply(module, params, x, batch, see(index), key, memory)
+    return x, memory.keys, memory.values
+
+  state = (_embed(config, params, tokens, earlier), cache.keys, cache.values)
+  x, keys, values = stack.scan_stack(layer, params['decoder'], state, None, False)
+  x = apply(block.norm(config), params['norm'], x).reshape(batch, length, config.width)
+  return x, Cache(keys, values, held, cache.length + length, positions[:, -1])
 
 
 def _logits(
@@ -149,12 +213,19 @@ def _logits(
 ) -> jax.Array:
   del mask
   if config.tied:
-    return ops.dot_transposed(features, params['embed']['tokens'])
-  return ops.dot(features, params['head']['dense'])
+    logits = ops.dot_transposed(features, params['embed']['tokens'])
+  else:
+    logits = ops.dot(features, params['head']['dense'])
+  cap = config.logits_cap
+  return cap * jnp.tanh(logits / cap) if cap else logits
 
 
-def _classify(params: Params, features: jax.Array, mask: jax.Array | None = None) -> jax.Array:
-  """One matrix on the last real token, the only one that has seen the whole text."""
+def _classify(
+  config: DecoderConfig, params: Params, features: jax.Array, mask: jax.Array | None = None
+) -> jax.Array:
+  """One matrix on every token, or on the last real one: only it has seen the whole text."""
+  if config.each_token:
+    return ops.dot(features, params['head']['dense']) + params['head']['dense_bias'][None, None]
   batch, length = features.shape[:2]
   if mask is None:
     last = jnp.full((batch,), length - 1)
@@ -164,13 +235,16 @@ def _classify(params: Params, features: jax.Array, mask: jax.Array | None = None
 
 
 def decoder(config: DecoderConfig) -> ModelSpec:
-  """The model for a configuration: next-token logits, or with `outputs` one row a text."""
+  """The model for a configuration: next-token logits, or with `outputs` a classifier's."""
+  classifies: Task = 'token_classification' if config.each_token else 'classification'
   return ModelSpec(
     family='decoder',
     config=config,
-    task='classification' if config.outputs else 'causal_lm',
+    task=classifies if config.outputs else 'causal_lm',
     init=functools.partial(_init, config),
     features=functools.partial(_features, config),
-    head=_classify if config.outputs else functools.partial(_logits, config),
+    head=functools.partial(_classify if config.outputs else _logits, config),
     axis_rules=AXES,
+    start_cache=functools.partial(_start_cache, config),
+    extend=functools.partial(_extend, config),
   )

@@ -1,56 +1,115 @@
-"""An encoder of the BERT family (Devlin et al. 2018, arXiv:1810.04805)."""
+"""An encoder: BERT, RoBERTa, DistilBERT, ModernBERT.
+
+Devlin et al. 2018, arXiv:1810.04805; Liu et al. 2019, arXiv:1907.11692; Sanh et al. 2019,
+arXiv:1910.01108; Warner et al. 2024, arXiv:2412.13663.
+"""
 
 import dataclasses
 import functools
+from collections.abc import Callable
+from typing import NamedTuple
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
 from jaxtune import ops
-from jaxtune.models import stack
-from jaxtune.models.layers import LayerNorm, activation, add_bias, apply, dropout
-from jaxtune.models.spec import ModelSpec, init_head
+from jaxtune.models import block, stack
+from jaxtune.models.block import BlockConfig, View
+from jaxtune.models.layers import activation, add_bias, apply, dropout
+from jaxtune.models.pooling import pool
+from jaxtune.models.spec import ModelSpec, Task, init_head
 from jaxtune.typing import InputError, Key, Params
 
 
-@dataclasses.dataclass(frozen=True)
-class EncoderConfig:
-  """Everything that fixes an encoder's shapes and arithmetic."""
+class Head(NamedTuple):
+  """How a head makes outputs of hidden states: `norm(activation(x W_hidden)) W`.
 
-  vocabulary: int = 30522
+  Attributes:
+    activation: '' for `x W` alone.
+    bias: whether the hidden layer has a bias.
+    norm: whether there is a norm, as the layers have it.
+    output_bias: whether the outputs have a bias.
+  """
+
+  activation: str = ''
+  bias: bool = True
+  norm: bool = False
+  output_bias: bool = True
+
+
+@dataclasses.dataclass(frozen=True)
+class EncoderConfig(BlockConfig):
+  """Everything that fixes an encoder's shapes and arithmetic.
+
+  Attributes:
+    vocabulary: rows of the embedding.
+    positions: the most tokens of a text.
+    types: kinds of tokens (first and second text of a pair); 0 for no such embedding.
+    learned_positions: an embedding of each position is added to the token's.
+    first_position: row of that embedding for a text's first token. Where it is not 0, padding is
+      not counted, and the row before it is that of padding, whose token has the same number.
+    pooler: whether the body ends in a pooler, `tanh(x W)` of the first token. A classifier of texts
+      goes through it, unless its head has a hidden layer of its own.
+    pooling: what a classifier of texts looks at, see `models.embed`.
+    masked_lm: whether the outputs are logits of the masked tokens.
+    tied: whether the matrix of those is the embedding, transposed.
+    text_head, token_head, masked_head: of the classifiers and of the masked tokens.
+  """
+
+  model_type: str = 'bert'
   width: int = 384
   hidden: int = 1536
   layers: int = 6
   heads: int = 12
+  epsilon: float = 1e-12
+  norm: str = 'layer'
+  norm_bias: bool = True
+  order: str = 'post'
+  activation: str = 'gelu'
+  gated: bool = False
+  qkv_bias: bool = True
+  o_bias: bool = True
+  mlp_bias: bool = True
+  vocabulary: int = 30522
   positions: int = 512
   types: int = 2
-  epsilon: float = 1e-12
-  activation: str = 'gelu'
-  dropout: float = 0.0
-  remat: bool = False
-  outputs: int = 0  # of the classifier; 0 for a bare encoder
-  init_scale: float = 0.02
+  learned_positions: bool = True
+  first_position: int = 0
+  pooler: bool = True
+  pooling: str = 'first'
+  masked_lm: bool = False
+  tied: bool = True
+  text_head: Head = Head()
+  token_head: Head = Head()
+  masked_head: Head = Head('gelu', norm=True)
 
 
 AXES = (
+  *block.AXES,
   (r'embed/tokens$', ('vocab', 'embed')),
   (r'embed/(positions|types)$', (None, 'embed')),
-  (r'attn/[qkv]$', ('embed', 'heads')),
-  (r'attn/[qkv]_bias$', ('heads',)),
-  (r'attn/o$', ('heads', 'embed')),
-  (r'mlp/up$', ('embed', 'mlp')),
-  (r'mlp/up_bias$', ('mlp',)),
-  (r'mlp/down$', ('mlp', 'embed')),
-  (r'(norm/(scale|bias)|(o|down)_bias)$', ('embed',)),
-  (r'pooler/dense$', ('embed', None)),
-  (r'head/dense$', ('embed', None)),
-  (r'(pooler|head)/dense_bias$', (None,)),
+  (r'(pooler/dense|head/hidden)$', ('embed', None)),
+  (r'(pooler/dense|head/hidden)_bias$', (None,)),
 )
+_CLASSES = ((r'head/dense$', ('embed', None)), (r'head/dense_bias$', (None,)))
+_WORDS = ((r'head/dense$', ('embed', 'vocab')), (r'head/dense_bias$', ('vocab',)))
 
 
-def _matrix(config: EncoderConfig):
-  return nn.initializers.normal(config.init_scale)
+def _task(config: EncoderConfig) -> Task:
+  if config.outputs:
+    return 'token_classification' if config.each_token else 'classification'
+  return 'masked_lm' if config.masked_lm else 'features'
+
+
+def _head(config: EncoderConfig) -> Head:
+  heads = {'classification': config.text_head, 'token_classification': config.token_head}
+  return heads.get(_task(config), config.masked_head)
+
+
+def _pools(config: EncoderConfig) -> bool:
+  """Whether the outputs go through the pooler."""
+  return _task(config) == 'classification' and config.pooler and not config.text_head.activation
 
 
 class Embed(nn.Module):
@@ -59,100 +118,97 @@ class Embed(nn.Module):
   config: EncoderConfig
 
   @nn.compact
-  def __call__(self, tokens: jax.Array, positions: jax.Array | None) -> jax.Array:
-    c = self.config
-    token = self.param('tokens', _matrix(c), (c.vocabulary, c.width))
-    position = self.param('positions', _matrix(c), (c.positions, c.width))
-    kind = self.param('types', _matrix(c), (c.types, c.width))
-    batch, length = tokens.shape
-    if positions is None:
-      if length > c.positions:
-        raise InputError(
-          f'{length} tokens a row, but the model has {c.positions} positions; cut the texts'
-        )
-      positions = jnp.broadcast_to(jnp.arange(length)[None], (batch, length))
-    # All tokens are of type 0: sentence pairs are not an input of this model.
-    x = ops.take(token, tokens) + ops.take(position, positions)
-    x = x + ops.take(kind, jnp.zeros((1, 1), jnp.int32))
-    return LayerNorm(c.epsilon, name='norm')(x.reshape(batch * length, c.width))
-
-
-class Attention(nn.Module):
-  """Multi-head self-attention with biases, `[B*T, D] -> [B*T, D]`."""
-
-  config: EncoderConfig
-
-  @nn.compact
-  def __call__(self, x: jax.Array, bias: jax.Array | None, batch: int) -> jax.Array:
-    c = self.config
-
-    def dense(name: str, y: jax.Array) -> jax.Array:
-      weight = self.param(name, _matrix(c), (c.width, c.width))
-      return add_bias(
-        ops.dot(y, weight), self.param(f'{name}_bias', nn.initializers.zeros, (c.width,))
-      )
-
-    split = (batch, -1, c.heads, c.width // c.heads)
-    q, k, v = (dense(name, x).reshape(split) for name in 'qkv')
-    return dense('o', ops.attention(q, k, v, bias).reshape(x.shape))
-
-
-class MLP(nn.Module):
-  """`activation(x W_up + b_up) W_down + b_down`, `[B*T, D] -> [B*T, D]`."""
-
-  config: EncoderConfig
-
-  @nn.compact
-  def __call__(self, x: jax.Array) -> jax.Array:
-    c = self.config
-    zeros = nn.initializers.zeros
-    up = self.param('up', _matrix(c), (c.width, c.hidden))
-    down = self.param('down', _matrix(c), (c.hidden, c.width))
-    x = activation(c.activation)(
-      add_bias(ops.dot(x, up), self.param('up_bias', zeros, (c.hidden,)))
-    )
-    return add_bias(ops.dot(x, down), self.param('down_bias', zeros, (c.width,)))
-
-
-class Block(nn.Module):
-  """One layer: attention and MLP, each followed by residual and LayerNorm (post-norm)."""
-
-  config: EncoderConfig
-
-  @nn.compact
   def __call__(
-    self, x: jax.Array, bias: jax.Array | None, batch: int, key: Key | None
+    self, tokens: jax.Array, positions: jax.Array, types: jax.Array | None = None
   ) -> jax.Array:
     c = self.config
-    keys = (None, None) if key is None else jax.random.split(key)
-    y = Attention(c, name='attn')(x, bias, batch)
-    x = LayerNorm(c.epsilon, name='attn_norm')(x + dropout(y, c.dropout, keys[0]))
-    y = MLP(c, name='mlp')(x)
-    return LayerNorm(c.epsilon, name='mlp_norm')(x + dropout(y, c.dropout, keys[1]))
+
+    def table(name: str, rows: int) -> jax.Array:
+      return self.param(name, nn.initializers.normal(c.init_scale), (rows, c.width))
+
+    x = ops.take(table('tokens', c.vocabulary), tokens)
+    if c.learned_positions:
+      x = x + ops.take(table('positions', c.first_position + c.positions), positions)
+    if c.types:
+      kinds = jnp.zeros((1, 1), jnp.int32) if types is None else types
+      x = x + ops.take(table('types', c.types), kinds)
+    return block.norm(c, 'norm')(x.reshape(-1, c.width))
 
 
 def _init(config: EncoderConfig, key: Key) -> Params:
-  embed_key, stack_key, pooler_key, head_key = jax.random.split(key, 4)
+  embed_key, stack_key, hidden_key, head_key = jax.random.split(key, 4)
   tokens = jnp.zeros((1, 1), jnp.int32)
   x = jnp.zeros((1, config.width))
+  see = _views(config, tokens, None, None)
 
-  def layer(key: Key) -> Params:
-    return Block(config).init(key, x, None, 1, None)['params']
+  def layer(key: Key, kind: tuple[bool, bool]) -> Params:
+    return block.Block(config, False, *kind).init(key, x, 1, see(tokens[0, 0]))['params']
+
+  def dense(key: Key, name: str, outputs: int, biased: bool) -> Params:
+    made = {name: init_head(key, config.width, outputs, config.init_scale)}
+    return made | ({f'{name}_bias': jnp.zeros((outputs,))} if biased else {})
 
   params = {
-    'embed': Embed(config).init(embed_key, tokens, None)['params'],
-    'encoder': stack.init_stack(layer, stack_key, config.layers),
-    'pooler': {
-      'dense': init_head(pooler_key, config.width, config.width, config.init_scale),
-      'dense_bias': jnp.zeros((config.width,)),
-    },
+    'embed': Embed(config).init(embed_key, tokens, tokens)['params'],
+    'encoder': stack.init_stack(layer, stack_key, block.layer_kinds(config)),
   }
-  if config.outputs:
-    params['head'] = {
-      'dense': init_head(head_key, config.width, config.outputs, config.init_scale),
-      'dense_bias': jnp.zeros((config.outputs,)),
-    }
-  return params
+  if config.order == 'pre':
+    params['norm'] = block.norm(config).init(key, x)['params']
+  task, kind = _task(config), _head(config)
+  if _pools(config) or (config.pooler and task == 'features'):
+    params['pooler'] = dense(hidden_key, 'dense', config.width, True)
+  if task == 'features':
+    return params
+  head = dense(head_key, 'dense', config.outputs or config.vocabulary, kind.output_bias)
+  if task == 'masked_lm' and config.tied:
+    del head['dense']
+  if kind.activation:
+    head |= dense(hidden_key, 'hidden', config.width, kind.bias)
+  if kind.norm:
+    head['norm'] = block.norm(config).init(key, x)['params']
+  return params | {'head': head}
+
+
+def _positions(
+  config: EncoderConfig,
+  tokens: jax.Array,
+  mask: jax.Array | None,
+  positions: jax.Array | None,
+) -> jax.Array:
+  """Where each token stands in its text, `[B, T]`, counted from `first_position`."""
+  batch, length = tokens.shape
+  first = config.first_position
+  if positions is None:
+    if config.learned_positions and length > config.positions:
+      raise InputError(
+        f'{length} tokens a row, but the model has {config.positions} positions; cut the texts'
+      )
+    positions = jnp.broadcast_to(jnp.arange(length)[None], (batch, length))
+    if first:
+      real = tokens != first - 1
+      real = real if mask is None else real & mask
+      positions = jnp.where(real, jnp.cumsum(real, axis=1) - 1, -1)
+  return positions + first
+
+
+def _views(
+  config: EncoderConfig,
+  positions: jax.Array,
+  mask: jax.Array | None,
+  segments: jax.Array | None,
+) -> Callable[[jax.Array], View]:
+  """What a layer sees, by its number."""
+  if config.window and mask is None:
+    mask = jnp.ones(positions.shape, bool)  # both kinds of layers then have a bias to choose from
+
+  def one(rope: ops.Rope | None, window: int) -> View:
+    table = None if rope is None else ops.rope_table(positions, config.head_width, rope)
+    length = positions.shape[1]
+    return View(table, ops.attention_bias(mask, segments, False, length, window))
+
+  far = one(config.rope, 0)
+  near = one(config.local_rope or config.rope, config.window) if config.window else far
+  return lambda index: block.view(config, index, far, near)
 
 
 def _features(
@@ -163,38 +219,68 @@ def _features(
   *,
   positions: jax.Array | None = None,
   segments: jax.Array | None = None,
+  types: jax.Array | None = None,
   key: Key | None = None,
 ) -> jax.Array:
   batch, length = tokens.shape
-  bias = ops.attention_bias(mask, segments, causal=False, length=length)
-  x = apply(Embed(config), params['embed'], tokens, positions)
+  if types is not None and not config.types:
+    raise InputError(f'{config.model_type} has no types of tokens; leave `types` out')
+  positions = _positions(config, tokens, mask, positions)
+  see = _views(config, positions, mask, segments)
+  x = apply(Embed(config), params['embed'], tokens, positions, types)
   if key is not None:
     key, embed_key = jax.random.split(key)
     x = dropout(x, config.dropout, embed_key)
 
-  def layer(params: Params, x: jax.Array, key: Key | None) -> jax.Array:
-    return apply(Block(config), params, x, bias, batch, key)
+  def layer(params: Params, x: jax.Array, index: jax.Array, key: Key | None) -> jax.Array:
+    return apply(block.block(config, params, False), params, x, batch, see(index), key)[0]
 
   x = stack.scan_stack(layer, params['encoder'], x, key, config.remat)
+  if config.order == 'pre':
+    x = apply(block.norm(config), params['norm'], x)
   return x.reshape(batch, length, config.width)
 
 
-def _classify(params: Params, features: jax.Array, mask: jax.Array | None = None) -> jax.Array:
-  """BERT's own head: the first token through the pooler (dense, tanh) and one matrix."""
-  del mask  # the first token is always real
-  pooler, head = params['pooler'], params['head']
-  pooled = jnp.tanh(add_bias(ops.dot(features[:, 0], pooler['dense']), pooler['dense_bias']))
-  return add_bias(ops.dot(pooled, head['dense']), head['dense_bias'])
+def _outputs(
+  config: EncoderConfig, params: Params, features: jax.Array, mask: jax.Array | None = None
+) -> jax.Array:
+  """`[B, T, D]` (or `[N, D]` of tokens) to one row of outputs a text or a token."""
+  task, kind = _task(config), _head(config)
+  if task == 'features':
+    return features
+  if task == 'classification':
+    features = pool(features, mask, config.pooling)
+  head, x = params['head'], features.reshape(-1, config.width)
+  if _pools(config):
+    x = jnp.tanh(_dense(params['pooler'], 'dense', x))
+  if kind.activation:
+    x = activation(kind.activation)(_dense(head, 'hidden', x))
+  if kind.norm:
+    x = apply(block.norm(config), head['norm'], x)
+  if task == 'masked_lm' and config.tied:
+    x = ops.dot_transposed(x, params['embed']['tokens'])
+    x = add_bias(x, head['dense_bias']) if kind.output_bias else x
+  else:
+    x = _dense(head, 'dense', x)
+  return x.reshape(*features.shape[:-1], -1)
+
+
+def _dense(params: Params, name: str, x: jax.Array) -> jax.Array:
+  x = ops.dot(x, params[name])
+  return add_bias(x, params[f'{name}_bias']) if f'{name}_bias' in params else x
 
 
 def encoder(config: EncoderConfig) -> ModelSpec:
-  """The model for a configuration: hidden states, or with `outputs` one row a text."""
+  """The model for a configuration: hidden states, or with a head what that makes of them.
+
+  `features` takes `types` besides, int32 `[B, T]`: the kind of each token, 0 by default.
+  """
   return ModelSpec(
     family='encoder',
     config=config,
-    task='classification' if config.outputs else 'features',
+    task=_task(config),
     init=functools.partial(_init, config),
     features=functools.partial(_features, config),
-    head=_classify if config.outputs else lambda params, features, mask=None: features,
-    axis_rules=AXES,
+    head=functools.partial(_outputs, config),
+    axis_rules=(*AXES, *(_CLASSES if config.outputs else _WORDS)),
   )

@@ -1,7 +1,7 @@
 """Small Flax modules that the model families share."""
 
 from collections.abc import Callable
-from typing import Any, cast
+from typing import Any
 
 import flax.linen as nn
 import jax
@@ -12,10 +12,13 @@ from jaxtune.typing import InputError, Key, Params
 
 ACTIVATIONS: dict[str, Callable[[jax.Array], jax.Array]] = {
   'gelu': lambda x: jax.nn.gelu(x, approximate=False),
+  'gelu_fast': lambda x: jax.nn.gelu(x, approximate=True),
   'gelu_new': lambda x: jax.nn.gelu(x, approximate=True),
   'gelu_pytorch_tanh': lambda x: jax.nn.gelu(x, approximate=True),
+  'quick_gelu': lambda x: x * jax.nn.sigmoid(1.702 * x),
   'relu': jax.nn.relu,
   'silu': jax.nn.silu,
+  'tanh': jnp.tanh,
 }
 
 
@@ -26,9 +29,9 @@ def activation(name: str) -> Callable[[jax.Array], jax.Array]:
   return ACTIVATIONS[name]
 
 
-def apply(module: nn.Module, params: Params, *inputs: Any) -> jax.Array:
+def apply(module: nn.Module, params: Params, *inputs: Any) -> Any:
   """The module's output under these parameters; any of them may be a weight leaf."""
-  return cast(jax.Array, module.apply({'params': params}, *inputs))
+  return module.apply({'params': params}, *inputs)
 
 
 def add_bias(x: jax.Array, bias: jax.Array) -> jax.Array:
@@ -45,22 +48,25 @@ def dropout(x: jax.Array, rate: float, key: Key | None) -> jax.Array:
 
 
 class LayerNorm(nn.Module):
-  """`ops.layer_norm` with its scale and bias."""
+  """`ops.layer_norm` with its scale and, if it has one, its bias."""
 
   epsilon: float
+  biased: bool = True
 
   @nn.compact
   def __call__(self, x: jax.Array) -> jax.Array:
     scale = self.param('scale', nn.initializers.ones, (x.shape[-1],))
-    bias = self.param('bias', nn.initializers.zeros, (x.shape[-1],))
+    bias = self.param('bias', nn.initializers.zeros, (x.shape[-1],)) if self.biased else None
     return ops.layer_norm(x, scale, bias, self.epsilon)
 
 
 class RMSNorm(nn.Module):
-  """`ops.rms_norm` with its scale."""
+  """`ops.rms_norm` with its scale, which is stored less `offset`."""
 
   epsilon: float
+  offset: float = 0.0
 
   @nn.compact
   def __call__(self, x: jax.Array) -> jax.Array:
-    return ops.rms_norm(x, self.param('scale', nn.initializers.ones, (x.shape[-1],)), self.epsilon)
+    scale = self.param('scale', nn.initializers.constant(1.0 - self.offset), (x.shape[-1],))
+    return ops.rms_norm(x, scale, self.epsilon, self.offset)

@@ -1,21 +1,20 @@
 """The largest attention logits of each head, which `optim.qk_clip` goes by."""
 
+import functools
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 from jax import lax
 
-from jaxtune import ops
-from jaxtune.models import stack
-from jaxtune.models.decoder import Block
-from jaxtune.models.layers import RMSNorm, apply
+from jaxtune.models import block, stack
+from jaxtune.models.decoder import enter
 from jaxtune.models.spec import ModelSpec
 from jaxtune.typing import Batch, InputError, Params
 
 
 def query_key_maxima(model: ModelSpec, params: Params, batch: Batch) -> dict[str, jax.Array]:
-  r"""$S_h = \max_{b, i, j} q_i^\top k_j / \sqrt{K}$ over the pairs that attention looks at.
+  r"""$S_h = \max_{b, i, j} s q_i^\top k_j$ over the pairs that attention looks at.
 
   One forward pass of a built-in decoder, without its head. Padded tokens do not count, neither as
   queries nor as keys (Kimi Team, arXiv 2507.20534, section 2.1).
@@ -39,37 +38,33 @@ def query_key_maxima(model: ModelSpec, params: Params, batch: Batch) -> dict[str
   c = model.config
   tokens, mask, segments = batch['tokens'], batch.get('mask'), batch.get('segments')
   rows, length = tokens.shape
-  positions = batch.get('positions')
-  if positions is None:
-    positions = jnp.broadcast_to(jnp.arange(length)[None], (rows, length))
-  angles = ops.rope_angles(positions, c.head_width, c.rope_base)
-  bias = ops.attention_bias(mask, segments, causal=True, length=length)
+  see, x = enter(c, params, tokens, mask, batch.get('positions'), segments)
   real = jnp.ones((rows, length), bool) if mask is None else mask
   real = real if segments is None else real & (segments > 0)
-  visible = (bias == 0) & real[:, :, None]  # type: ignore[operator]
+  scale = c.attention_scale or c.head_width**-0.5
 
-  def layer(x: jax.Array, weights: Params) -> tuple[jax.Array, jax.Array]:
-    h = apply(RMSNorm(c.epsilon), weights['attn_norm'], x)
+  def layer(x: jax.Array, xs: tuple[Params, jax.Array]) -> tuple[jax.Array, jax.Array]:
+    weights, index = xs
+    view = see(index)
+    module = block.block(c, weights, True)
+    (x, _), kept = module.apply({'params': weights}, x, rows, view, mutable=['heads'])
+    q, k = (kept['heads']['attn'][name][0] for name in 'qk')
+    visible = jnp.broadcast_to(view.bias == 0, (rows, length, length)) & real[:, :, None]
+    return x, lax.map(functools.partial(_row, scale), (q, k, visible)).max(axis=0)
 
-    def heads(name: str, count: int) -> jax.Array:
-      y = ops.dot(h, weights['attn'][name]).reshape(rows, length, count, c.head_width)
-      return ops.rotate(y, angles)
-
-    maxima = lax.map(_row, (heads('q', c.heads), heads('k', c.kv_heads), visible)).max(axis=0)
-    return apply(Block(c), weights, x, angles, bias), maxima
-
-  x = ops.take(params['embed']['tokens'], tokens).reshape(rows * length, c.width)
   found: dict[str, jax.Array] = {}
   for segment in stack.segments(params['decoder']):
-    x, found[f'decoder/{segment}/attn'] = lax.scan(layer, x, params['decoder'][segment])
+    numbers = jnp.arange(*stack.bounds(segment))
+    x, maxima = lax.scan(layer, x, (params['decoder'][segment], numbers))
+    found[f'decoder/{segment}/attn'] = maxima
   return found
 
 
-def _row(inputs: tuple[Any, Any, Any]) -> jax.Array:
+def _row(scale: float, inputs: tuple[Any, Any, Any]) -> jax.Array:
   """`[H]` maxima of one text: queries `[T, H, K]`, keys `[T, G, K]`, visible pairs `[T, T]`."""
   q, k, visible = inputs
   length, heads, width = q.shape
-  q = (q * width**-0.5).reshape(length, k.shape[1], heads // k.shape[1], width)
+  q = (q * scale).reshape(length, k.shape[1], heads // k.shape[1], width)
   scores = jnp.einsum('qgsk,tgk->gsqt', q, k).astype(jnp.float32)
   scores = jnp.where(visible[None, None], scores, -jnp.inf)
   return scores.max(axis=(2, 3)).reshape(heads)

@@ -9,7 +9,9 @@ import jax
 from jaxtune import tree
 from jaxtune.typing import Key, Params
 
-Task = Literal['features', 'causal_lm', 'classification']
+Task = Literal[
+  'features', 'causal_lm', 'masked_lm', 'seq2seq', 'classification', 'token_classification'
+]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -17,15 +19,22 @@ class ModelSpec:
   """A model as pure functions of its parameters.
 
   Attributes:
-    family: 'encoder', 'decoder', or the class name of a user's own module.
+    family: 'encoder', 'decoder', 'encoder_decoder', 'vision', or the class name of a user's own
+      module.
     config: the hyperparameters that fix all shapes.
-    task: what `apply` returns: hidden states, next-token logits, or one row of outputs a text.
+    task: what `apply` returns: hidden states, logits of the next or of the masked tokens, or one
+      row of outputs a text or a token.
     init: `(key) -> params`.
     features: `(params, tokens, mask=None, *, positions, segments, key) -> [B, T, D]`, the last
       hidden states. `key` switches dropout on.
     head: `(params, features, mask=None) -> outputs`. For a causal model it also takes `[N, D]`, so
       that a loss can ask for the logits of a few rows at a time.
     axis_rules: path rules to the logical names of a weight's axes, without the stacked one.
+    start_cache: `(rows, size, dtype) -> models.Cache`, empty, for `size` tokens a row; None for a
+      model that does not generate.
+    extend: `(params, tokens, cache, mask=None) -> [B, T, D], cache`: the hidden states of new
+      tokens that see those in the cache, which then holds them too.
+    source: what the parameters were read from, for `interop.save_hf`; None for nothing.
   """
 
   family: str
@@ -35,6 +44,9 @@ class ModelSpec:
   features: Callable[..., jax.Array]
   head: Callable[..., jax.Array]
   axis_rules: tree.Rules = ()
+  start_cache: Callable[..., Any] | None = None
+  extend: Callable[..., tuple[jax.Array, Any]] | None = None
+  source: str | None = None
 
   def apply(
     self, params: Params, tokens: jax.Array, mask: jax.Array | None = None, **options: Any
@@ -43,12 +55,13 @@ class ModelSpec:
 
     Args:
       params: the parameters; any weight may be a weight leaf.
-      tokens: int32 `[B, T]`.
+      tokens: int32 `[B, T]`; images of an image model, float `[B, H, W, C]`.
       mask: bool `[B, T]`, true for real tokens; None when all are.
-      **options: `positions` int32 `[B, T]`, `segments` int32 `[B, T]`, `key` for dropout.
+      **options: `positions` int32 `[B, T]`, `segments` int32 `[B, T]`, `key` for dropout; of an
+        encoder-decoder `targets` int32 `[B, U]` and `target_mask` bool `[B, U]`.
 
     Returns:
-      `[B, T, D]` hidden states, `[B, T, V]` logits, or `[B, C]` outputs, by `task`.
+      `[B, T, D]` hidden states, `[B, T, V]` logits, `[B, C]` or `[B, T, C]` outputs, by `task`.
     """
     return self.head(params, self.features(params, tokens, mask, **options), mask)
 

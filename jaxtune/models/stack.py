@@ -5,7 +5,9 @@ all layers until something (a method that trains the last k layers, say) needs t
 functions here read the segments from the keys.
 """
 
-from collections.abc import Callable
+import functools
+import itertools
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -30,33 +32,44 @@ def segments(stack: Params) -> list[str]:
   return sorted(stack, key=bounds)
 
 
-def init_stack(init_layer: Callable[[Key], Params], key: Key, layers: int) -> Params:
-  """One segment with every layer made by `init_layer` under a key of its own."""
-  return {f'0-{layers - 1}': jax.vmap(init_layer)(jax.random.split(key, layers))}
+def init_stack(init_layer: Callable[[Key, Any], Params], key: Key, kinds: Sequence[Any]) -> Params:
+  """Every layer made by `init_layer(key, kind)` under a key of its own.
+
+  Consecutive layers of one kind (with experts, say) have the same parameters and are one segment.
+  """
+  keys = jax.random.split(key, len(kinds))
+  stack, first = {}, 0
+  for kind, group in itertools.groupby(kinds):
+    end = first + len(list(group))
+    init = functools.partial(init_layer, kind=kind)
+    stack[f'{first}-{end - 1}'] = jax.vmap(init)(keys[first:end])
+    first = end
+  return stack
 
 
 def scan_stack(
-  layer: Callable[[Params, jax.Array, Key | None], jax.Array],
+  layer: Callable[[Params, Any, jax.Array, Key | None], Any],
   stack: Params,
-  x: jax.Array,
+  x: Any,
   key: Key | None,
   remat: bool,
-) -> jax.Array:
+) -> Any:
   """`x` through all layers in order; the body is compiled once a segment.
 
   Args:
-    layer: `(params of one layer, x, key) -> x`.
+    layer: `(params of one layer, x, number of the layer, key) -> x`.
     stack: segments of stacked parameters.
-    x: activations.
+    x: activations, or a tree of what goes from layer to layer.
     key: for dropout; every layer gets its own, the same however the stack is cut. None for none.
     remat: keep only the activations between layers and compute the rest again in the backward pass;
       else keep the products too (`ops.dot`, `ops.attention`) and compute only what lies between
       them again: norms, rotation, softmax, activation.
   """
 
-  def body(x: jax.Array, xs: tuple[Params, jax.Array]) -> tuple[jax.Array, None]:
+  def body(x: Any, xs: tuple[Params, jax.Array]) -> tuple[Any, None]:
     params, index = xs
-    return layer(params, x, None if key is None else jax.random.fold_in(key, index)), None
+    own = None if key is None else jax.random.fold_in(key, index)
+    return layer(params, x, index, own), None
 
   # Under scan nothing can be merged across iterations anyway, and the barrier costs time.
   body = jax.checkpoint(body, prevent_cse=False, policy=None if remat else _PRODUCTS)

@@ -1,24 +1,33 @@
 """What a layer computes: products with weight leaves, attention, rope, norms, cross-entropy."""
 
-from jaxtune.ops.attention import attention, attention_bias
+from jaxtune.ops.attention import attention, attention_bias, hidden
 from jaxtune.ops.cross_entropy import CrossEntropy, chunked_cross_entropy, cross_entropy
 from jaxtune.ops.norm import layer_norm, rms_norm
-from jaxtune.ops.rope import rope_angles, rotate
-from jaxtune.ops.weight import dot, dot_transposed, materialize, materialize_all, take
+from jaxtune.ops.rope import Rope, Table, rope_table, rotate
+from jaxtune.ops.weight import (
+  dot,
+  dot_transposed,
+  materialize,
+  materialize_all,
+  take,
+)
 
 __all__ = [
   'CrossEntropy',
+  'Rope',
+  'Table',
   'attention',
   'attention_bias',
   'chunked_cross_entropy',
   'cross_entropy',
   'dot',
   'dot_transposed',
+  'hidden',
   'layer_norm',
   'materialize',
   'materialize_all',
   'rms_norm',
-  'rope_angles',
+  'rope_table',
   'rotate',
   'take',
 ]

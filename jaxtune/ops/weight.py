@@ -3,6 +3,7 @@
 Layers call these functions and never ask which of the two they hold.
 """
 
+import math
 from typing import Any
 
 import jax
@@ -10,6 +11,8 @@ import jax.numpy as jnp
 from jax.ad_checkpoint import checkpoint_name
 
 from jaxtune.typing import is_weight
+
+_FEW = 8  # rows of activations, beside which a copy of the matrix is what takes time
 
 
 def dot(x: jax.Array, w: Any) -> jax.Array:
@@ -19,7 +22,14 @@ def dot(x: jax.Array, w: Any) -> jax.Array:
 
 def dot_transposed(x: jax.Array, w: Any) -> jax.Array:
   """`x @ W^T`: `[..., out] -> [..., in]`; the head of a model whose embeddings are tied."""
-  return w.dot_transposed(x) if is_weight(w) else x @ w.T.astype(x.dtype)
+  if is_weight(w):
+    return w.dot_transposed(x)
+  w = w.astype(x.dtype)
+  *lead, width = x.shape
+  if math.prod(lead) > _FEW:
+    return x @ w.T
+  # A few rows, as in decoding: the other way round XLA's CPU would copy the matrix transposed.
+  return (w @ x.reshape(-1, width).T).T.reshape(*lead, w.shape[0])
 
 
 def take(w: Any, ids: jax.Array) -> jax.Array:

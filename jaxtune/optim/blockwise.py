@@ -33,7 +33,7 @@ ADAM_MINI: Sequence[tuple[str, Blocks]] = (
   (NORMS, Blocks()),
   (EMBEDDINGS, Blocks((None, 1))),
   (HEADS, Blocks((None,))),
-  (r'(?i)(^|[/_])(attn|attention|self_attn|mlp)(/|$)', Blocks((None,))),
+  (r'(?i)(^|[/_])(attn|attention|self_attn|cross|mlp)(/|$)', Blocks((None,))),
   (r'.*', Blocks()),
 )
 """The partition of Adam-mini (Algorithm 3): a token of an embedding or head, an output neuron of
@@ -57,8 +57,8 @@ def adam_mini_blocks(heads: int, kv_heads: int | None = None) -> Sequence[tuple[
     raise InputError(f'adam_mini_blocks has heads {heads} and kv_heads {kv_heads}; give at least 1')
   return (
     (r'/a$', Blocks((None,))),  # LoRA: the columns of A are ranks, those of B have the heads
-    (r'(^|/)attn/q$', Blocks((heads,))),
-    (r'(^|/)attn/k$', Blocks((kv_heads,))),
+    (r'(^|/)(attn|cross)/q$', Blocks((heads,))),
+    (r'(^|/)(attn|cross)/k$', Blocks((kv_heads,))),
     *ADAM_MINI,
   )
 

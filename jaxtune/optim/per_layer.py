@@ -9,8 +9,13 @@ import optax
 from jaxtune import tree
 from jaxtune.typing import InputError
 
-STACKED: Sequence[tuple[str, int]] = ((r'(^|/)\d+-\d+/', 1), (r'.*', 0))
-"""Leading axes that are layers in built-in models: one in a segment (`encoder/0-5/`), else none."""
+STACKED: Sequence[tuple[str, int]] = (
+  (r'(^|/)\d+-\d+/experts/', 2),
+  (r'(^|/)\d+-\d+/', 1),
+  (r'.*', 0),
+)
+"""Leading axes that count matrices in built-in models: layers in a segment (`encoder/0-5/`), and
+layers and experts in a mixture; none elsewhere."""
 
 
 def per_layer(

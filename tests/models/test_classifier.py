@@ -1,12 +1,13 @@
 """A fresh head on a pretrained body."""
 
+import dataclasses
 import functools
 
 import jax
 import numpy as np
 import pytest
 
-from jaxtune import models
+from jaxtune import adapt, models, tree
 from jaxtune.typing import InputError
 
 ENCODER = models.encoder(
@@ -86,6 +87,43 @@ def test_a_body_without_a_pooler_gets_one():
   assert params['pooler']['dense'].shape == (8, 8)
   shapes = jax.eval_shape(model.apply, params, TOKENS, MASK)
   assert shapes.shape == (3, 2)
+
+
+@pytest.mark.parametrize('spec', [ENCODER, DECODER], ids=['encoder', 'decoder'])
+def test_each_token_has_a_row_of_its_own(spec):
+  base, *_ = built(spec)
+  model, params = models.classifier(jax.random.key(1), spec, base, 4, each_token=True)
+  assert model.task == 'token_classification' and 'pooler' not in params
+  got = jax.jit(model.apply)(params, TOKENS, MASK)
+  features = np.float64(jax.jit(spec.features)(base, TOKENS, MASK))
+  np.testing.assert_allclose(got, features @ np.float64(params['head']['dense']), atol=1e-5)
+
+
+def test_a_head_with_a_hidden_layer_is_fresh_and_trained_as_a_whole():
+  """RoBERTa's: it takes the place of the pooler, which is for other uses."""
+  config = dataclasses.replace(ENCODER.config, text_head=models.Head('tanh'))
+  model, params = models.classifier(jax.random.key(1), models.encoder(config), built(ENCODER)[0], 3)
+  assert 'pooler' not in params and set(params['head']) == {
+    *('hidden', 'hidden_bias', 'dense', 'dense_bias')
+  }
+  first = np.float64(jax.jit(model.features)(params, TOKENS, MASK))[:, 0]
+  head = jax.tree.map(np.float64, params['head'])
+  assert head['hidden'].any() and not head['hidden_bias'].any()
+  want = np.tanh(first @ head['hidden']) @ head['dense']
+  np.testing.assert_allclose(jax.jit(model.apply)(params, TOKENS, MASK), want, atol=1e-5)
+  trained, _ = tree.partition(params, adapt.probe(params).rules)
+  assert len(jax.tree.leaves(trained)) == 4
+
+
+def test_a_classifier_of_a_model_for_masked_tokens():
+  """It loses the head that it had, keeps the pooler, and knows where it came from."""
+  config = dataclasses.replace(ENCODER.config, masked_lm=True)
+  masked = dataclasses.replace(models.encoder(config), source='somewhere')
+  pooler = built(ENCODER)[0]['pooler']
+  base = {**jax.tree.map(lambda x: np.ones(x.shape, 'f'), masked.shapes()), 'pooler': pooler}
+  model, params = models.classifier(jax.random.key(1), masked, base, 2)
+  assert model.task == 'classification' and model.source == 'somewhere'
+  assert params['pooler'] is pooler and set(params['head']) == {'dense', 'dense_bias'}
 
 
 def test_what_cannot_be_a_classifier_is_refused():

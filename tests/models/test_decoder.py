@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxtune import models
+from jaxtune import models, ops
 
 CONFIG = models.DecoderConfig(
   vocabulary=20,
@@ -17,7 +17,7 @@ CONFIG = models.DecoderConfig(
   heads=4,
   kv_heads=2,
   head_width=6,
-  rope_base=100.0,
+  rope=ops.Rope(100.0),
   init_scale=0.3,
 )
 MODEL = models.decoder(CONFIG)
@@ -46,7 +46,7 @@ def oracle(params, tokens):
 
   def rotate(x, t):
     half = c.head_width // 2
-    angle = t * c.rope_base ** (-2 * np.arange(half) / c.head_width)
+    angle = t * c.rope.base ** (-2 * np.arange(half) / c.head_width)
     z = (x[:half] + 1j * x[half:]) * np.exp(1j * angle)
     return np.concatenate([z.real, z.imag])
 

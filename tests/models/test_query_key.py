@@ -4,12 +4,19 @@ import jax
 import numpy as np
 import pytest
 
-from jaxtune import models
+from jaxtune import models, ops
 from jaxtune.models.query_key import query_key_maxima
 from jaxtune.typing import InputError
 
 CONFIG = models.DecoderConfig(
-  vocabulary=20, width=8, hidden=12, layers=3, heads=4, kv_heads=2, head_width=6, rope_base=100.0
+  vocabulary=20,
+  width=8,
+  hidden=12,
+  layers=3,
+  heads=4,
+  kv_heads=2,
+  head_width=6,
+  rope=ops.Rope(100.0),
 )
 MODEL = models.decoder(CONFIG)
 
@@ -31,7 +38,7 @@ def oracle(params, text):
   def heads(x, w):
     x = (x @ w).reshape(n, -1, c.head_width)
     half = c.head_width // 2
-    angle = np.arange(n)[:, None, None] * c.rope_base ** (-2 * np.arange(half) / c.head_width)
+    angle = np.arange(n)[:, None, None] * c.rope.base ** (-2 * np.arange(half) / c.head_width)
     z = (x[..., :half] + 1j * x[..., half:]) * np.exp(1j * angle)
     return np.concatenate([z.real, z.imag], axis=-1)
 

@@ -93,7 +93,7 @@ def test_there_is_no_such_layer(at):
 def test_segments_are_scanned_in_the_order_of_layers():
   """As names '10-11' would come before '2-9'."""
 
-  def append(params, x, key):
+  def append(params, x, index, key):
     return x * 2 + params['w']
 
   layers = {'0-11': {'w': jnp.arange(12.0)}}
@@ -104,7 +104,7 @@ def test_segments_are_scanned_in_the_order_of_layers():
 
 
 def test_every_layer_gets_a_key_of_its_own():
-  def add(params, x, key):
+  def add(params, x, index, key):
     return x + params['one'] * jax.random.uniform(key)
 
   key = jax.random.key(0)

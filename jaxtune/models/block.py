@@ -1,0 +1,373 @@
+"""One layer of a transformer, for every family: a decoder's, an encoder's, an image tower's.
+
+What differs between families is data in a `BlockConfig`; what differs between the layers of one
+model is read from the layer's parameters (experts, a first norm) or scanned beside them (windows,
+rotation).
+"""
+
+import dataclasses
+import functools
+from typing import NamedTuple
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+from jaxtune import ops
+from jaxtune.models.layers import LayerNorm, RMSNorm, activation, add_bias, dropout
+from jaxtune.typing import Key, Params
+
+
+@dataclasses.dataclass(frozen=True)
+class BlockConfig:
+  """Everything that fixes a layer's shapes and arithmetic.
+
+  Attributes:
+    model_type: Hugging Face's word for the family in whose files the model is written.
+    kv_heads: of keys and values, which divide `heads`; 0 for as many.
+    head_width: 0 for `width / heads`.
+    norm: 'rms' or 'layer'.
+    norm_bias: whether norms have a bias ('layer' only).
+    norm_offset: added to a norm's stored scale ('rms' only): 1 for Gemma.
+    order: where norms and residuals go. 'pre': `x + f(norm(x))`; 'post': `norm(x + f(x))`;
+      'sandwich': `x + norm(f(norm(x)))`; 'parallel': `x + attention(norm(x)) + mlp(norm'(x))`.
+    first_norm: whether the first layer has a norm before its attention ('pre').
+    gated: whether the MLP is `(activation(x W_gate) * x W_up) W_down`, else without the gate.
+    qk_norm: an RMS norm over each head of queries and keys, before they are rotated.
+    attention_scale: of the scores; 0 for `1 / sqrt(head_width)`.
+    attention_cap: see `ops.attention`; 0 for none.
+    rope: rotary positions; None for none.
+    local_rope: of the layers with a window; None for the same.
+    rotated: which layers rotate; empty for all.
+    window: how far a token looks, see `ops.attention_bias`; 0 for no limit.
+    local: which layers have the window; empty for all.
+    experts: of a mixture in place of the MLP; 0 for none.
+    experts_per_token: that a token is sent to.
+    expert_hidden: width of one expert.
+    normalize_gates: whether the weights of a token's experts sum to one.
+    sparse: which layers have experts; empty for all.
+    dropout: of each sublayer's output and of the embeddings, where a key is given.
+    remat: compute a layer's activations again in the backward pass.
+    outputs: of a classifier in place of the model's own outputs.
+    each_token: whether the classifier labels every token instead of the text.
+    init_scale: standard deviation of fresh matrices.
+  """
+
+  model_type: str = 'llama'
+  width: int = 512
+  hidden: int = 1408
+  layers: int = 12
+  heads: int = 8
+  kv_heads: int = 0
+  head_width: int = 0
+  epsilon: float = 1e-5
+  norm: str = 'rms'
+  norm_bias: bool = False
+  norm_offset: float = 0.0
+  order: str = 'pre'
+  first_norm: bool = True
+  activation: str = 'silu'
+  gated: bool = True
+  qkv_bias: bool = False
+  o_bias: bool = False
+  mlp_bias: bool = False
+  qk_norm: bool = False
+  attention_scale: float = 0.0
+  attention_cap: float = 0.0
+  rope: ops.Rope | None = None
+  local_rope: ops.Rope | None = None
+  rotated: tuple[bool, ...] = ()
+  window: int = 0
+  local: tuple[bool, ...] = ()
+  experts: int = 0
+  experts_per_token: int = 2
+  expert_hidden: int = 0
+  normalize_gates: bool = True
+  sparse: tuple[bool, ...] = ()
+  dropout: float = 0.0
+  remat: bool = False
+  outputs: int = 0
+  each_token: bool = False
+  init_scale: float = 0.02
+
+  def __post_init__(self):
+    object.__setattr__(self, 'kv_heads', self.kv_heads or self.heads)
+    object.__setattr__(self, 'head_width', self.head_width or self.width // self.heads)
+
+
+AXES = (
+  (r'attn/[qkv]_norm/scale$', (None,)),
+  (r'attn/q$', ('embed', 'heads')),
+  (r'attn/q_bias$', ('heads',)),
+  (r'attn/[kv]$', ('embed', 'kv_heads')),
+  (r'attn/[kv]_bias$', ('kv_heads',)),
+  (r'attn/o$', ('heads', 'embed')),
+  (r'router/dense$', ('embed', None)),
+  (r'experts/(gate|up)$', ('experts', 'embed', 'mlp')),
+  (r'experts/down$', ('experts', 'mlp', 'embed')),
+  (r'mlp/(gate|up)$', ('embed', 'mlp')),
+  (r'mlp/(gate|up)_bias$', ('mlp',)),
+  (r'mlp/down$', ('mlp', 'embed')),
+  (r'(norm/(scale|bias)|(o|down)_bias)$', ('embed',)),
+)
+
+
+class View(NamedTuple):
+  """What the tokens of a layer see.
+
+  table: how queries and keys are rotated; None for not at all.
+  bias: see `ops.attention`; None when every token sees every other.
+  """
+
+  table: ops.Table | None
+  bias: jax.Array | None
+
+
+class Memory(NamedTuple):
+  """Keys and values of earlier tokens, of all layers of a stack.
+
+  keys, values: `[L, B, S, G, K]`.
+  layer: which of the layers is meant, int32.
+  start: the slot of the first new token, int32.
+  """
+
+  keys: jax.Array
+  values: jax.Array
+  layer: jax.Array
+  start: jax.Array
+
+
+def view(config: BlockConfig, index: jax.Array, far: View, near: View) -> View:
+  """What layer `index` sees: `near` where it has the window, `far` where not."""
+  if config.window and not config.local:
+    far = near
+  if config.window and config.local and any(config.local):
+    local = jnp.asarray(config.local)[index]
+    far = jax.tree.map(lambda a, b: jnp.where(local, a, b), near, far)
+  if config.rotated and far.table is not None:
+    turned = jnp.asarray(config.rotated)[index]
+    far = far._replace(
+      table=ops.Table(jnp.where(turned, far.table.cos, 1.0), jnp.where(turned, far.table.sin, 0.0))
+    )
+  return far
+
+
+def layer_kinds(config: BlockConfig) -> list[tuple[bool, bool]]:
+  """Of each layer whether it has a norm before attention, and experts."""
+  sparse = config.sparse or (config.experts > 0,) * config.layers
+  return [(config.first_norm or i > 0, sparse[i]) for i in range(config.layers)]
+
+
+def block(config: BlockConfig, params: Params, causal: bool) -> 'Block':
+  """The module of a layer with these parameters."""
+  return Block(config, causal, 'attn_norm' in params, 'experts' in params)
+
+
+def _normal(config: BlockConfig):
+  return nn.initializers.normal(config.init_scale)
+
+
+def norm(config: BlockConfig, name: str | None = None) -> nn.Module:
+  """The norm of the configuration."""
+  if config.norm == 'rms':
+    return RMSNorm(config.epsilon, config.norm_offset, name=name)
+  return LayerNorm(config.epsilon, config.norm_bias, name=name)
+
+
+class Attention(nn.Module):
+  """Attention with grouped heads, `[B*T, D] -> [B*T, D]`; of `source` `[B*S, D]` where given.
+
+  With a memory the new keys and values are written into it and all of it is attended to; the second
+  result is the memory.
+  """
+
+  config: BlockConfig
+  causal: bool
+
+  @nn.compact
+  def __call__(
+    self,
+    x: jax.Array,
+    batch: int,
+    view: View,
+    memory: Memory | None = None,
+    source: jax.Array | None = None,
+  ) -> tuple[jax.Array, Memory | None]:
+    c = self.config
+    source = x if source is None else source
+
+    def dense(name: str, y: jax.Array, size: int, biased: bool) -> jax.Array:
+      weight = self.param(name, _normal(c), (y.shape[-1], size))
+      y = ops.dot(y, weight)
+      if not biased:
+        return y
+      return add_bias(y, self.param(f'{name}_bias', nn.initializers.zeros, (size,)))
+
+    def heads(name: str, y: jax.Array, count: int) -> jax.Array:
+      y = dense(name, y, count * c.head_width, c.qkv_bias)
+      y = y.reshape(batch, -1, count, c.head_width)
+      if name == 'v':
+        return y
+      if c.qk_norm:
+        y = RMSNorm(c.epsilon, c.norm_offset, name=f'{name}_norm')(y)
+      return y if view.table is None else ops.rotate(y, view.table)
+
+    q = heads('q', x, c.heads)
+    k = heads('k', source, c.kv_heads)
+    v = heads('v', source, c.kv_heads)
+    self.sow('heads', 'q', q)  # for who asks for them: `query_key_maxima`
+    self.sow('heads', 'k', k)
+    if memory is not None:
+      at = (memory.layer, 0, memory.start, 0, 0)
+      keys = lax.dynamic_update_slice(memory.keys, k.astype(memory.keys.dtype)[None], at)
+      values = lax.dynamic_update_slice(memory.values, v.astype(memory.values.dtype)[None], at)
+      memory = memory._replace(keys=keys, values=values)
+      k, v = keys[memory.layer].astype(k.dtype), values[memory.layer].astype(v.dtype)
+    y = ops.attention(
+      q,
+      k,
+      v,
+      view.bias,
+      causal=self.causal and memory is None,
+      scale=c.attention_scale or None,
+      cap=c.attention_cap,
+    )
+    y = y.reshape(x.shape[0], c.heads * c.head_width)
+    return dense('o', y, c.width, c.o_bias), memory
+
+
+class MLP(nn.Module):
+  """`(activation(x W_gate) * x W_up) W_down` (arXiv:2002.05202) or `activation(x W_up) W_down`."""
+
+  config: BlockConfig
+
+  @nn.compact
+  def __call__(self, x: jax.Array) -> jax.Array:
+    c = self.config
+
+    def dense(name: str, y: jax.Array, size: int) -> jax.Array:
+      y = ops.dot(y, self.param(name, _normal(c), (y.shape[-1], size)))
+      if not c.mlp_bias:
+        return y
+      return add_bias(y, self.param(f'{name}_bias', nn.initializers.zeros, (size,)))
+
+    act = activation(c.activation)
+    if c.gated:
+      y = act(dense('gate', x, c.hidden)) * dense('up', x, c.hidden)
+    else:
+      y = act(dense('up', x, c.hidden))
+    return dense('down', y, c.width)
+
+
+class Router(nn.Module):
+  """The experts of each token and their weights: `[N, D] -> [N, k] float32, [N, k] int32`.
+
+  `softmax(x W)` over all experts, of which the largest k are kept (Shazeer et al. 2017,
+  arXiv:1701.06538; Jiang et al. 2024, arXiv:2401.04088, normalizes the k to sum to one).
+  """
+
+  config: BlockConfig
+
+  @nn.compact
+  def __call__(self, x: jax.Array) -> tuple[jax.Array, jax.Array]:
+    c = self.config
+    scores = ops.dot(x, self.param('dense', _normal(c), (c.width, c.experts)))
+    gates, chosen = lax.top_k(
+      jax.nn.softmax(scores.astype(jnp.float32), axis=-1), c.experts_per_token
+    )
+    if c.normalize_gates:
+      gates = gates / jnp.sum(gates, axis=-1, keepdims=True)
+    return gates, chosen
+
+
+class Experts(nn.Module):
+  """`sum_k gate_k * expert_k(x)` with gated MLPs as experts, `[N, D] -> [N, D]`; drops no token.
+
+  The tokens of each expert are laid out in blocks of rows, the last one filled up, and each block
+  is multiplied with the matrices of its expert: about twice the work of the tokens alone at worst,
+  in shapes that do not depend on who goes where.
+  """
+
+  config: BlockConfig
+
+  @nn.compact
+  def __call__(self, x: jax.Array, gates: jax.Array, chosen: jax.Array) -> jax.Array:
+    c = self.config
+    act = activation(c.activation)
+    shapes = {
+      'gate': (c.width, c.expert_hidden),
+      'up': (c.width, c.expert_hidden),
+      'down': (c.expert_hidden, c.width),
+    }
+    experts = {n: self.param(n, _normal(c), (c.experts, *size)) for n, size in shapes.items()}
+
+    def expert(params: Params, y: jax.Array) -> jax.Array:
+      return ops.dot(act(ops.dot(y, params['gate'])) * ops.dot(y, params['up']), params['down'])
+
+    slots, owners, rows = _blocks(chosen.reshape(-1), c.experts)
+    y = jnp.zeros((len(owners) * rows, c.width), x.dtype)
+    y = y.at[slots].set(jnp.repeat(x, c.experts_per_token, axis=0))
+    own = jax.tree.map(lambda field: field[owners], experts)
+    y = jax.vmap(expert)(own, y.reshape(len(owners), rows, c.width)).reshape(-1, c.width)
+    y = y[slots].reshape(*gates.shape, c.width)
+    return jnp.sum(y * gates.astype(x.dtype)[:, :, None], axis=1)
+
+
+def _blocks(chosen: jax.Array, experts: int) -> tuple[jax.Array, jax.Array, int]:
+  """The slot of each of N rows that chose an expert, the expert of each block, the block's rows."""
+  count = len(chosen)
+  rows = max(1, min(128, count // experts))
+  blocks = (count + min(experts, count) * (rows - 1)) // rows
+  sizes = jnp.bincount(chosen, length=experts)
+  ends = jnp.cumsum(-(-sizes // rows))  # in blocks
+  starts = ends - -(-sizes // rows)
+  order = jnp.argsort(chosen)
+  rank = jnp.arange(count) - (jnp.cumsum(sizes) - sizes)[chosen[order]]
+  slots = jnp.zeros_like(chosen).at[order].set(starts[chosen[order]] * rows + rank)
+  owners = jnp.searchsorted(ends, jnp.arange(blocks), side='right')
+  return slots, jnp.minimum(owners, experts - 1), rows
+
+
+class Block(nn.Module):
+  """One layer: attention and MLP or experts, with norms and residuals in the family's order."""
+
+  config: BlockConfig
+  causal: bool
+  normed: bool = True
+  mixture: bool = False
+
+  @nn.compact
+  def __call__(
+    self,
+    x: jax.Array,
+    batch: int,
+    view: View,
+    key: Key | None = None,
+    memory: Memory | None = None,
+  ) -> tuple[jax.Array, Memory | None]:
+    c = self.config
+    keys = (None, None) if key is None else jax.random.split(key)
+    named = functools.partial(norm, c)
+
+    def attend(y: jax.Array) -> tuple[jax.Array, Memory | None]:
+      y, filled = Attention(c, self.causal, name='attn')(y, batch, view, memory)
+      return dropout(y, c.dropout, keys[0]), filled
+
+    def feed(y: jax.Array) -> jax.Array:
+      if self.mixture:
+        y = Experts(c, name='experts')(y, *Router(c, name='router')(y))
+      else:
+        y = MLP(c, name='mlp')(y)
+      return dropout(y, c.dropout, keys[1])
+
+    if c.order == 'post':
+      y, memory = attend(x)
+      x = named(name='attn_norm')(x + y)
+      return named(name='mlp_norm')(x + feed(x)), memory
+    y, memory = attend(named(name='attn_norm')(x) if self.normed else x)
+    if c.order == 'parallel':
+      return x + y + feed(named(name='mlp_norm')(x)), memory
+    x = x + (named(name='attn_post_norm')(y) if c.order == 'sandwich' else y)
+    y = feed(named(name='mlp_norm')(x))
+    return x + (named(name='mlp_post_norm')(y) if c.order == 'sandwich' else y), memory
