@@ -1,63 +1,25 @@
-"""A model of the Llama family in a GGUF file, the format of llama.cpp.
+"""A model in a GGUF file, the format of llama.cpp.
 
 https://github.com/ggml-org/ggml/blob/master/docs/gguf.md
 """
 
+import functools
 import pathlib
-import re
-import struct
-from collections.abc import Callable, Iterator
-from typing import Any
+from collections.abc import Callable
 
 import gguf
 import numpy as np
 
-from jaxtune.interop import fields
+from jaxtune.interop.families import family_named
 from jaxtune.interop.folder import Checkpoint
-from jaxtune.interop.llama import GGUF, check_heads
-from jaxtune.interop.tensors import Tensor, check
-from jaxtune.models import DecoderConfig, build
+from jaxtune.interop.gguf_config import read_config
+from jaxtune.interop.gguf_header import Header, Stored, field, read_header
+from jaxtune.interop.gguf_names import names
+from jaxtune.interop.tensors import Tensor, check, listed
+from jaxtune.models import build
 from jaxtune.typing import InputError
 
-_BLOCK = 1 << 20  # elements dequantized at a time
-_MISSING = object()
-
-
-def open_reader(path: pathlib.Path) -> gguf.GGUFReader:
-  """The `gguf` package's reader of a file of the Llama family.
-
-  Raises:
-    InputError: the file is not GGUF, is cut short, or is of another architecture.
-  """
-  with open(path, 'rb') as file:
-    magic = file.read(4)
-  if magic != b'GGUF':
-    raise InputError(
-      f'{path}: is not a GGUF file (it begins with {magic!r}); give a .gguf file or a model folder'
-    )
-  try:
-    reader = gguf.GGUFReader(path)
-  except (ValueError, IndexError, KeyError, TypeError, OverflowError, struct.error) as error:
-    text = (str(error).splitlines() or [type(error).__name__])[0]
-    raise InputError(f'{path}: is damaged or cut short ({text}); download it again') from None
-  architecture = field(reader, path, 'general.architecture')
-  if architecture != 'llama':
-    raise InputError(f'{path}: general.architecture is {architecture!r}; known: llama')
-  return reader
-
-
-def field(reader: gguf.GGUFReader, path: pathlib.Path, key: str, default: Any = _MISSING) -> Any:
-  """One value of the metadata.
-
-  Raises:
-    InputError: it is absent and has no default.
-  """
-  found = reader.get_field(key)
-  if found is not None:
-    return found.contents()
-  if default is _MISSING:
-    raise InputError(f'{path}: has no metadata field {key!r}; convert the model to GGUF again')
-  return default
+_DIVISORS = 'rope_freqs.weight'
 
 
 def open_gguf(path: pathlib.Path) -> Checkpoint:
@@ -66,95 +28,72 @@ def open_gguf(path: pathlib.Path) -> Checkpoint:
   Raises:
     InputError: whatever keeps the file from being read whole and right.
   """
-  reader = open_reader(path)
-  stored = {tensor.name: tensor for tensor in reader.tensors}
-  config = _read_config(reader, path, stored)
-  tensors = {name: _tensor(path, tensor, config) for name, tensor in stored.items()}
+  header = read_header(path)
+  architecture = field(header, 'general.architecture')
+  offset = 1.0 if str(architecture).startswith('gemma') else 0.0
+  tensors = {name: open_tensor(header, name, offset) for name in header.tensors}
+  divisors = tensors.pop(_DIVISORS, None)
+  raw = read_config(header, None if divisors is None else divisors.read())
+  if raw['num_hidden_layers'] > len(tensors):
+    raise InputError(
+      f'{path}: {architecture}.block_count is {raw["num_hidden_layers"]}, but the file holds '
+      f'{len(tensors)} tensors; convert the model to GGUF again'
+    )
+  config = family_named(raw['model_type'], str(path)).read_config(raw, str(path))
   model = build(config)
   wanted = model.shapes()
-  unknown = sorted(set(tensors) - check(wanted, GGUF, tensors))
-  if unknown:
+  table = names(config, architecture in ('llama', 'smollm3'))
+  used = check(wanted, table, tensors)
+  left = set(tensors) - used
+  if left:
     raise InputError(
-      f'{path}: holds tensors that jaxtune has no place for ({", ".join(unknown[:3])}); '
-      'choose another checkpoint'
+      f'{path}: holds tensors that {architecture} does not have in jaxtune '
+      f'({listed(left, used)}); choose another checkpoint'
     )
-  return Checkpoint(model, wanted, GGUF, tensors)
+  return Checkpoint(model, wanted, table, tensors)
 
 
-def _read_config(
-  reader: gguf.GGUFReader, path: pathlib.Path, stored: dict[str, Any]
-) -> DecoderConfig:
-  raw = {key: field(reader, path, key) for key in reader.fields if key.startswith('llama.')}
-  file = str(path)
-  fields.refuse(raw, file, **{'llama.rope.scaling.type': 'none', 'llama.expert_count': 0})
-  if 'rope_freqs.weight' in stored:
-    raise InputError(f'{path}: scales its rotary positions (rope_freqs), which jaxtune cannot do')
-  if 'token_embd.weight' not in stored:
-    raise InputError(f'{path}: lacks the tensor token_embd.weight; take a whole checkpoint')
-  width = fields.integer(raw, file, 'llama.embedding_length')
-  heads = fields.integer(raw, file, 'llama.attention.head_count')
-  head_width = fields.integer(raw, file, 'llama.attention.key_length', max(1, width // heads))
-  fields.refuse(
-    raw,
-    file,
-    **{'llama.rope.dimension_count': head_width, 'llama.attention.value_length': head_width},
-  )
-  config = DecoderConfig(
-    vocabulary=int(stored['token_embd.weight'].shape[-1]),
-    width=width,
-    hidden=fields.integer(raw, file, 'llama.feed_forward_length'),
-    layers=fields.integer(raw, file, 'llama.block_count'),
-    heads=heads,
-    kv_heads=fields.integer(raw, file, 'llama.attention.head_count_kv', heads),
-    head_width=head_width,
-    positions=fields.integer(raw, file, 'llama.context_length', 2048),
-    rope_base=fields.real(raw, file, 'llama.rope.freq_base', 10000.0),
-    # The file keeps it as float32; the shortest decimal that names that float32 is what was meant.
-    epsilon=float(
-      str(np.float32(fields.real(raw, file, 'llama.attention.layer_norm_rms_epsilon', 1e-5)))
-    ),
-    tied='output.weight' not in stored,
-  )
-  check_heads(config, file)
-  return config
+def open_tensor(header: Header, name: str, offset: float = 0.0) -> Tensor:
+  """A stored tensor as float32; of a norm less the offset, which llama.cpp's converter adds.
+
+  Raises:
+    InputError: the package cannot dequantize its type.
+  """
+  stored = header.tensors[name]
+  if not _readable(stored.kind):
+    raise InputError(
+      f'{header.path}: tensor {name} is of type {stored.kind.name}, which the gguf package cannot '
+      'dequantize; take a file of another quantization (Q4_K_M, Q8_0, F16)'
+    )
+  shift = offset if name.endswith('norm.weight') else 0.0
+  entries = _entries(header.path, stored, np.float32(shift))
+  kind, dtype = stored.kind.name, np.dtype(np.float32)
+  return Tensor(str(header.path), name, stored.shape, kind, dtype, entries)
 
 
-def _tensor(path: pathlib.Path, stored: Any, config: DecoderConfig) -> Tensor:
-  """A stored tensor as float32 rows in Hugging Face's order."""
-  shape = tuple(int(size) for size in reversed(stored.shape))
-  order = None
-  part = re.search(r'\.attn_([qk])\.weight$', stored.name)
-  if part:
-    order = _rope_order(shape[0], config.heads if part[1] == 'q' else config.kv_heads)
-  kind = stored.tensor_type.name
-  return Tensor(
-    str(path), stored.name, shape, kind, np.dtype(np.float32), _rows(path, stored, shape, order)
-  )
+@functools.cache
+def _readable(kind: gguf.GGMLQuantizationType) -> bool:
+  try:
+    gguf.quants.dequantize(np.zeros((1, gguf.GGML_QUANT_SIZES[kind][1]), np.uint8), kind)
+  except NotImplementedError:
+    return False
+  return True
 
 
-def _rows(
-  path: pathlib.Path, stored: Any, shape: tuple[int, ...], order: np.ndarray | None
-) -> Callable[[], Iterator[tuple[Any, np.ndarray]]]:
-  step = max(1, _BLOCK // int(np.prod(shape[1:], dtype=np.int64)))
+def _entries(
+  path: pathlib.Path, stored: Stored, shift: np.float32
+) -> Callable[[int, int], np.ndarray]:
+  block, size = gguf.GGML_QUANT_SIZES[stored.kind]
 
-  def blocks() -> Iterator[tuple[Any, np.ndarray]]:
-    for start in range(0, shape[0], step):
-      rows = slice(start, min(start + step, shape[0]))
-      try:
-        values = gguf.quants.dequantize(stored.data[rows], stored.tensor_type)
-      except NotImplementedError:
-        raise InputError(
-          f'{path}: tensor {stored.name} is of type {stored.tensor_type.name}, which the gguf '
-          'package cannot dequantize; take a file of another quantization (Q4_1, Q8_0, F16)'
-        ) from None
-      yield rows if order is None else order[rows], values
+  def entries(start: int, stop: int) -> np.ndarray:
+    first, end = start // block, -(-stop // block)
+    count = (end - first) * size
+    data = np.fromfile(path, np.uint8, count, offset=stored.offset + first * size)
+    if len(data) < count:
+      raise InputError(f'{path}: became shorter while it was read; download it again')
+    # As one row: the package splits its work by rows, however short they are.
+    values = gguf.quants.dequantize(data[None], stored.kind)[0]
+    values = values[start - first * block : stop - first * block]
+    return values - shift if shift else values
 
-  return blocks
-
-
-def _rope_order(rows: int, heads: int) -> np.ndarray:
-  """Where each stored row of q or k belongs: llama.cpp interleaves the two halves of a head."""
-  if rows % (2 * heads):
-    return np.arange(rows)  # the check of shapes refuses it with a better message
-  stored = np.arange(rows).reshape(heads, rows // heads // 2, 2).swapaxes(1, 2).reshape(rows)
-  return np.argsort(stored)
+  return entries

@@ -1,5 +1,6 @@
 """A LoRA adapter from PEFT's files onto a loaded model."""
 
+import dataclasses
 import os
 import pathlib
 import re
@@ -14,7 +15,7 @@ from jaxtune import tree
 from jaxtune.adapt import Adapted, LoRA
 from jaxtune.interop import fields
 from jaxtune.interop.families import family_of
-from jaxtune.interop.names import Tensors, bare_name, tensors_of
+from jaxtune.interop.names import Family, Tensors, bare_name, tensors_of
 from jaxtune.interop.save_adapter import PREFIX
 from jaxtune.interop.source import locate
 from jaxtune.interop.tensors import Tensor, open_safetensors
@@ -65,16 +66,14 @@ def load_adapter(
     raise InputError('the model already has an adapter; merge it first (jaxtune.adapt.merge)')
   modules = {bare_name(family, name): name for name in tensors}
   tensors = {bare_name(family, name): tensor for name, tensor in tensors.items()}
-  head = 'classifier.weight' if model.family == 'encoder' else 'score.weight'
-  if head in tensors and not model.config.outputs:
-    if model.family == 'encoder' and not {'pooler', 'pooler.dense.weight'} & {*params, *tensors}:
-      raise InputError(
-        f'{path}: classifies through a pooler that neither it nor the base model holds; '
-        'save the adapter with modules_to_save=["pooler.dense", "classifier"]'
-      )
-    model, params = classifier(jax.random.key(0), model, params, tensors[head].shape[0])
+  if not model.config.outputs:
+    model, params = _classifier(path, family, model, params, config, tensors)
   used: set[str] = set()
   trained: list[str] = []
+
+  names = [
+    name._replace(theirs=bare_name(family, name.theirs)) for name in family.names(model.config)
+  ]
 
   def read(name: str, shape: tuple[int, ...]) -> np.ndarray:
     used.add(name)
@@ -102,8 +101,9 @@ def load_adapter(
     return read(a, (rank, shape[1])), read(b, (shape[0], rank)), scale
 
   def adapt(leaf_path: str, leaf: Any) -> Any:
-    where = tensors_of(family.names(model.config), leaf_path)
+    where = tensors_of(names, leaf_path, leaf.shape)
     whole = [name for name in where.names if name in tensors]
+    _refuse_split(path, where, tensors)
     if whole:
       leaf = _replace(leaf, where, lambda name, shape: read(name, shape) if name in whole else None)
     lora = _lora(leaf, where, factors)
@@ -152,6 +152,48 @@ def _open(path: pathlib.Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
   return config, tensors
 
 
+def _classifier(
+  path: pathlib.Path,
+  family: Family,
+  model: ModelSpec,
+  params: Params,
+  config: dict[str, Any],
+  tensors: dict[str, Tensor],
+) -> tuple[ModelSpec, Params]:
+  """A model without a classifier under that of the adapter, if it has one."""
+  each = config.get('task_type') == 'TOKEN_CLS'
+  head = {'outputs': 1, 'each_token': each}
+  names = {
+    name.ours: bare_name(family, name.theirs)
+    for name in family.names(dataclasses.replace(model.config, **head))
+  }
+  if names['head/dense'] not in tensors:
+    return model, params
+  outputs = tensors[names['head/dense']].shape[0]
+  model, fresh = classifier(jax.random.key(0), model, params, outputs, each)
+  for name, _ in tree.named_weights(fresh):
+    known = name.startswith('pooler/') and 'pooler' in params
+    if name.startswith(('head/', 'pooler/')) and not known and names[name] not in tensors:
+      raise InputError(
+        f'{path}: classifies through {names[name]} that neither it nor the base model holds; save '
+        f'the adapter with {names[name].rpartition(".")[0]!r} among modules_to_save'
+      )
+  return model, fresh
+
+
+def _refuse_split(path: pathlib.Path, where: Tensors, tensors: dict[str, Tensor]) -> None:
+  row = where.row
+  if row.part is None and row.shape is None and '{expert}' not in row.theirs:
+    return
+  for name in where.names:
+    for held in (name, name.removesuffix('weight') + 'lora_A.weight'):
+      if held in tensors:
+        raise InputError(
+          f'{path}: holds {tensors[held].name}, and jaxtune keeps that module in several parts; '
+          'merge the adapter into its base with PEFT (merge_and_unload) and load the model'
+        )
+
+
 def _setting(config: dict[str, Any], key: str, module: str, default: Any) -> Any:
   """PEFT's rule: the first pattern that matches the end of the module's name."""
   for pattern, value in (config.get(key) or {}).items():
@@ -163,10 +205,10 @@ def _setting(config: dict[str, Any], key: str, module: str, default: Any) -> Any
 def _replace(leaf: Any, where: Tensors, read: Callable[..., np.ndarray | None]) -> jax.Array:
   """The leaf with the layers that the adapter holds whole."""
   array = np.array(leaf)
-  for layer, name in enumerate(where.names):
-    target = array[layer] if where.stacked else array
-    target = target.T if where.transpose else target
-    value = read(name, target.shape)
+  for index in np.ndindex(*where.lead):
+    target = array[(*index, ...)]
+    target = target.T if where.row.transpose else target
+    value = read(where.name(index), target.shape)
     if value is not None:
       target[...] = value
   return jnp.asarray(array)
@@ -174,7 +216,7 @@ def _replace(leaf: Any, where: Tensors, read: Callable[..., np.ndarray | None]) 
 
 def _lora(leaf: Any, where: Tensors, factors: Factors) -> Any:
   """The leaf under the adapters of its layers; as it is when there are none."""
-  if len(leaf.shape) < 2 or not where.transpose:
+  if len(where.rest) < 2 or where.row.ours.startswith('embed/'):
     return leaf
   inputs, outputs = leaf.shape[-2:]
   modules = [name.removesuffix('.weight') for name in where.names]
@@ -190,6 +232,6 @@ def _lora(leaf: Any, where: Tensors, factors: Factors) -> Any:
       a[layer, :, : len(pair[0])] = pair[0].T
       b[layer, : len(pair[0])] = pair[1].T
       scale[layer] = pair[2]
-  if not where.stacked:
+  if not where.lead:
     a, b, scale = a[0], b[0], scale[0]
   return LoRA(leaf, jnp.asarray(a), jnp.asarray(b), jnp.asarray(scale))

@@ -7,6 +7,7 @@ https://huggingface.co/docs/peft/main/en/developer_guides/checkpoint
 import collections
 import os
 import pathlib
+import re
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -17,9 +18,9 @@ import safetensors.numpy
 from jaxtune import adapt, ops, tree
 from jaxtune.interop.families import family_of
 from jaxtune.interop.fields import read_json
-from jaxtune.interop.folder import tensor_names
+from jaxtune.interop.folder import open_weights
 from jaxtune.interop.labels import FILE, check_labels
-from jaxtune.interop.names import Family, bare_name, full_name, tensors_of
+from jaxtune.interop.names import Family, Name, bare_name, full_name, tensors_of
 from jaxtune.interop.source import locate
 from jaxtune.interop.tensors import open_safetensors
 from jaxtune.interop.write import new_folder, write_json
@@ -27,6 +28,12 @@ from jaxtune.models import ModelSpec
 from jaxtune.typing import InputError, Params
 
 PREFIX = 'base_model.model.'
+_TASKS = {
+  'causal_lm': 'CAUSAL_LM',
+  'classification': 'SEQ_CLS',
+  'seq2seq': 'SEQ_2_SEQ_LM',
+  'token_classification': 'TOKEN_CLS',
+}
 
 
 def save_adapter(
@@ -61,19 +68,20 @@ def save_adapter(
   family = family_of(model)
   if labels is not None:
     check_labels(tuple(labels), model.config.outputs)
-  rows = _rows(family, model.config, params)
-  whole = _whole(rows, params, rules) | _absent(rows, family, base)
+  rows = _rows(family, model, params)
+  whole = _whole(rows, params, rules, model) | _absent(rows, family, base)
   tensors: dict[str, np.ndarray] = {}
   scales: dict[str, tuple[int, float]] = {}
   for row in rows:
     if row.module in whole:
+      _refuse_split(row)
       _refuse_whole(row, model)
       tensors[PREFIX + row.tensor] = _dense(row)
     elif isinstance(row.leaf, adapt.LoRA):
+      _refuse_split(row)
       _refuse_lora(row)
       a, b, scale = (
-        np.asarray(field) if row.layer is None else np.asarray(field)[row.layer]
-        for field in (row.leaf.a, row.leaf.b, row.leaf.scale)
+        np.asarray(field)[row.place] for field in (row.leaf.a, row.leaf.b, row.leaf.scale)
       )
       tensors[f'{PREFIX}{row.module}.lora_A.weight'] = np.ascontiguousarray(a.T)
       tensors[f'{PREFIX}{row.module}.lora_B.weight'] = np.ascontiguousarray(b.T)
@@ -81,7 +89,10 @@ def save_adapter(
   if not scales:
     raise InputError('the parameters hold no LoRA adapter; write the whole model with save_hf')
   targets = _targets(set(scales), {row.module for row in rows})
-  config = _config(scales, targets, sorted(whole), _task(model), name or str(base))
+  # PEFT saves the module of such a name whole in any case.
+  saved = {re.sub(r'^(classifier|score)\..*', r'\1', module) for module in whole}
+  task = _TASKS.get(model.task, 'FEATURE_EXTRACTION')
+  config = _config(scales, targets, sorted(saved), task, name or str(base))
   with new_folder(folder) as fresh:
     file = fresh / 'adapter_model.safetensors'
     safetensors.numpy.save_file(tensors, file, metadata={'format': 'pt'})
@@ -94,30 +105,32 @@ def save_adapter(
 
 
 class _Row(NamedTuple):
-  """One tensor of the other side: a leaf, or one layer of it."""
+  """One tensor of the other side: a leaf, or one layer (and expert) of it."""
 
   path: str
   leaf: Any
-  layer: int | None
+  place: tuple[int, ...]
   tensor: str
-  transpose: bool
+  name: Name
 
   @property
   def module(self) -> str:
     return self.tensor.rpartition('.')[0]
 
 
-def _rows(family: Family, config: Any, params: Params) -> list[_Row]:
+def _rows(family: Family, model: ModelSpec, params: Params) -> list[_Row]:
   rows = []
   for path, leaf in tree.named_weights(params):
-    where = tensors_of(family.names(config), path)
-    for layer, name in enumerate(where.names):
-      tensor = full_name(family, config, path, name)
-      rows.append(_Row(path, leaf, layer if where.stacked else None, tensor, where.transpose))
+    where = tensors_of(family.names(model.config), path, leaf.shape)
+    for index in np.ndindex(*where.lead):
+      tensor = full_name(family, model.task, where.name(index))
+      rows.append(_Row(path, leaf, index, tensor, where.row))
   return rows
 
 
-def _whole(rows: list[_Row], params: Params, rules: tree.Rules | None) -> set[str]:
+def _whole(
+  rows: list[_Row], params: Params, rules: tree.Rules | None, model: ModelSpec
+) -> set[str]:
   """Modules that were trained as they are: what `rules` say, and a classifier's head."""
   trained = {route.path for route in tree.routing(rules, params) if route.value} if rules else set()
   for row in rows:
@@ -125,8 +138,8 @@ def _whole(rows: list[_Row], params: Params, rules: tree.Rules | None) -> set[st
       raise InputError(
         f'{row.path!r} was trained under its adapter; write the whole model with save_hf'
       )
-  heads = ('classifier.', 'score.')
-  return {row.module for row in rows if row.path in trained or row.tensor.startswith(heads)}
+  heads = {'head'} if model.config.outputs else set()
+  return {row.module for row in rows if row.path in trained or row.path.partition('/')[0] in heads}
 
 
 def _absent(rows: list[_Row], family: Family, base: str | os.PathLike[str]) -> set[str]:
@@ -137,8 +150,17 @@ def _absent(rows: list[_Row], family: Family, base: str | os.PathLike[str]) -> s
     return set()  # a name only: nothing to compare with
   if not folder.is_dir():
     return set()
-  held = tensor_names(folder, family)
+  held = {bare_name(family, name) for name in open_weights(folder)}
   return {row.module for row in rows if bare_name(family, row.tensor) not in held}
+
+
+def _refuse_split(row: _Row) -> None:
+  if row.name.part is not None or row.name.shape is not None or '{expert}' in row.name.theirs:
+    kind = 'one of many experts' if '{expert}' in row.name.theirs else 'a part'
+    raise InputError(
+      f'{row.path!r} is {kind} in {row.tensor}, which an adapter cannot hold by itself; '
+      'write the whole model with save_hf'
+    )
 
 
 def _refuse_whole(row: _Row, model: ModelSpec) -> None:
@@ -163,9 +185,9 @@ def _refuse_lora(row: _Row) -> None:
 
 
 def _dense(row: _Row) -> np.ndarray:
-  leaf = row.leaf if row.layer is None else jax.tree.map(lambda x: x[row.layer], row.leaf)
+  leaf = jax.tree.map(lambda x: x[row.place], row.leaf)
   value = np.asarray(ops.materialize(adapt.merge(leaf)))
-  return np.ascontiguousarray(value.T if row.transpose else value)
+  return np.ascontiguousarray(value.T if row.name.transpose else value)
 
 
 def _targets(adapted: set[str], modules: set[str]) -> list[str]:
@@ -182,12 +204,6 @@ def _targets(adapted: set[str], modules: set[str]) -> list[str]:
         break
     suffixes.append(suffix)
   return sorted(suffixes)
-
-
-def _task(model: ModelSpec) -> str:
-  if model.config.outputs:
-    return 'SEQ_CLS'
-  return 'CAUSAL_LM' if model.family == 'decoder' else 'FEATURE_EXTRACTION'
 
 
 def _config(
@@ -230,10 +246,12 @@ def _read_back(folder: pathlib.Path) -> None:
   moved = False
   for key, tensor in tensors.items():
     module, _, kind = key.removeprefix(PREFIX).partition('.lora_')
-    listed = config['target_modules']
-    if not kind:
-      module, listed = module.rpartition('.')[0], config['modules_to_save'] or []
-    if not any(f'.{module}'.endswith(f'.{name}') for name in listed):
+    if kind:
+      found = any(f'.{module}'.endswith(f'.{name}') for name in config['target_modules'])
+    else:
+      module = module.rpartition('.')[0]
+      found = any(f'.{name}.' in f'.{module}.' for name in config['modules_to_save'] or [])
+    if not found:
       raise InputError(f'the adapter would hold {key}, which PEFT would ignore')
     values = tensor.read().astype(np.float32)
     if not np.isfinite(values).all():

@@ -6,8 +6,20 @@ import re
 
 from jaxtune.typing import InputError
 
-# What a model needs of a repository, in its top folder only; weights as pickle are not among it.
-_WANTED = ('*.safetensors', '*.json', '*.jinja', 'vocab.txt', 'merges.txt', 'tokenizer.model')
+# What belongs to a model in a repository; weights as pickle, or a second time, are not among it.
+_WANTED = (
+  'model*.safetensors',
+  'adapter_model.safetensors',
+  '*.json',
+  '*.jinja',
+  '*.model',
+  '*.spm',
+  '*.txt',
+  'README.md',
+  'LICENSE*',
+)
+# Folders but for the numbered modules of sentence-transformers (1_Pooling).
+_UNWANTED = ('[!0-9]*/*',)
 
 
 def locate(source: str | os.PathLike[str]) -> pathlib.Path:
@@ -25,7 +37,7 @@ def locate(source: str | os.PathLike[str]) -> pathlib.Path:
       import huggingface_hub
 
       found = huggingface_hub.snapshot_download(
-        str(source), allow_patterns=list(_WANTED), ignore_patterns=['*/*']
+        str(source), allow_patterns=list(_WANTED), ignore_patterns=list(_UNWANTED)
       )
       return pathlib.Path(found)
     except ImportError:

@@ -2,28 +2,33 @@
 
 import os
 import pathlib
+import types
+from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import tokenizers
-from tokenizers import decoders, models, pre_tokenizers, processors
 
 from jaxtune.interop.fields import read_json
-from jaxtune.interop.gguf_file import field, open_reader
+from jaxtune.interop.gguf_header import field, read_header
+from jaxtune.interop.gguf_tokenizer import read_tokenizer, token_id
 from jaxtune.interop.source import locate
 from jaxtune.typing import InputError
 
-# How text is split before the byte-level BPE, by llama.cpp's word for it (tokenizer.ggml.pre).
-_PRE = {'gpt-2': (), 'smollm': (pre_tokenizers.Digits(individual_digits=True),)}
-_CONTROL, _USER = 3, 4  # tokenizer.ggml.token_type
-
 
 class SpecialTokens(NamedTuple):
-  """Ids of tokens with a meaning, None where a model has none, and its chat template (Jinja)."""
+  """Tokens with a meaning: their ids, None where a model has none.
+
+  chat_template: how a conversation is written (Jinja).
+  ends: all tokens that end what a model writes; more than `eos` where a turn ends with another.
+  texts: what a chat template knows them by, such as `{'eos_token': '</s>'}`.
+  """
 
   bos: int | None = None
   eos: int | None = None
   pad: int | None = None
   chat_template: str | None = None
+  ends: tuple[int, ...] = ()
+  texts: Mapping[str, str] = types.MappingProxyType({})
 
 
 def load_tokenizer(source: str | os.PathLike[str]) -> tokenizers.Tokenizer:
@@ -36,7 +41,7 @@ def load_tokenizer(source: str | os.PathLike[str]) -> tokenizers.Tokenizer:
   """
   path = locate(source)
   if not path.is_dir():
-    return _from_gguf(path)
+    return read_tokenizer(path)
   file = path / 'tokenizer.json'
   if not file.exists():
     raise InputError(
@@ -55,27 +60,52 @@ def load_tokenizer(source: str | os.PathLike[str]) -> tokenizers.Tokenizer:
 def special_tokens(source: str | os.PathLike[str]) -> SpecialTokens:
   """Beginning, end and padding of texts, and the chat template.
 
-  A folder names them in `tokenizer_config.json`, or else gives ids in `config.json`.
+  A folder names them in `tokenizer_config.json`, or else gives ids in `config.json`; tokens that
+  end a text are also in `generation_config.json`.
 
   Raises:
     InputError: as `load_tokenizer`.
   """
   path = locate(source)
   if not path.is_dir():
-    reader = open_reader(path)
-    bos, eos, pad = (
-      field(reader, path, f'tokenizer.ggml.{name}_token_id', None)
-      for name in ('bos', 'eos', 'padding')
-    )
-    return SpecialTokens(bos, eos, pad, field(reader, path, 'tokenizer.chat_template', None))
+    header = read_header(path)
+    bos, eos, pad, *turn = (token_id(header, n) for n in ('bos', 'eos', 'padding', 'eot', 'eom'))
+    tokens = field(header, 'tokenizer.ggml.tokens', [])
+    ids = {'bos_token': bos, 'eos_token': eos, 'pad_token': pad}
+    texts = {name: tokens[i] for name, i in ids.items() if i is not None}
+    template = field(header, 'tokenizer.chat_template', None)
+    return SpecialTokens(bos, eos, pad, template, _ids(eos, *turn), texts)
   tokenizer = load_tokenizer(path)
-  named, config = _optional(path / 'tokenizer_config.json'), _optional(path / 'config.json')
+  named, config, generation = (
+    _optional(path / f'{name}.json') for name in ('tokenizer_config', 'config', 'generation_config')
+  )
   bos, eos, pad = (_id(tokenizer, named, config, name) for name in ('bos', 'eos', 'pad'))
+  ids = {'bos_token': bos, 'eos_token': eos, 'pad_token': pad}
+  texts = {name: tokenizer.id_to_token(i) or '' for name, i in ids.items() if i is not None}
+  for name, token in named.items():
+    token = token.get('content') if isinstance(token, dict) else token
+    if name.endswith('_token') and isinstance(token, str):
+      texts[name] = token
   template = named.get('chat_template')
+  if isinstance(template, list):  # several, by name
+    template = {t.get('name'): t.get('template') for t in template}.get('default')
   file = path / 'chat_template.jinja'
   if file.exists():
     template = file.read_text(encoding='utf-8')
-  return SpecialTokens(bos, eos, pad, template if isinstance(template, str) else None)
+  return SpecialTokens(
+    bos,
+    eos,
+    pad,
+    template if isinstance(template, str) else None,
+    _ids(eos, config.get('eos_token_id'), generation.get('eos_token_id')),
+    texts,
+  )
+
+
+def _ids(*found: Any) -> tuple[int, ...]:
+  """Every id once, of ids, lists of them, and None."""
+  flat = [i for some in found for i in (some if isinstance(some, list) else [some])]
+  return tuple(dict.fromkeys(i for i in flat if isinstance(i, int)))
 
 
 def _id(
@@ -92,40 +122,3 @@ def _id(
 
 def _optional(path: pathlib.Path) -> dict[str, Any]:
   return read_json(path) if path.exists() else {}
-
-
-def _from_gguf(path: pathlib.Path) -> tokenizers.Tokenizer:
-  reader = open_reader(path)
-  kind, pre = (
-    field(reader, path, f'tokenizer.ggml.{key}', default)
-    for key, default in (('model', None), ('pre', 'gpt-2'))
-  )
-  if kind is None:
-    raise InputError(f'{path}: holds no tokenizer; take a GGUF file with one')
-  if kind != 'gpt2' or pre not in _PRE:
-    raise InputError(
-      f'{path}: its tokenizer is {kind!r} with {pre!r}; known: gpt2 with {", ".join(_PRE)}; '
-      "load the tokenizer from the folder of the model's safetensors"
-    )
-  tokens = field(reader, path, 'tokenizer.ggml.tokens')
-  merges = [tuple(pair.split(' ')) for pair in field(reader, path, 'tokenizer.ggml.merges')]
-  vocabulary = {token: i for i, token in enumerate(tokens)}
-  tokenizer = tokenizers.Tokenizer(models.BPE(vocab=vocabulary, merges=merges))
-  splitters = (*_PRE[pre], pre_tokenizers.ByteLevel(add_prefix_space=False))
-  tokenizer.pre_tokenizer = pre_tokenizers.Sequence(list(splitters))
-  tokenizer.decoder = decoders.ByteLevel()
-  kinds = field(reader, path, 'tokenizer.ggml.token_type', [])
-  for wanted, special in ((_CONTROL, True), (_USER, False)):
-    tokenizer.add_tokens(
-      [
-        tokenizers.AddedToken(token, special=special, normalized=False)
-        for token, kind in zip(tokens, kinds, strict=False)
-        if kind == wanted
-      ]
-    )
-  if field(reader, path, 'tokenizer.ggml.add_bos_token', False):
-    bos = field(reader, path, 'tokenizer.ggml.bos_token_id')
-    tokenizer.post_processor = processors.TemplateProcessing(
-      single=f'{tokens[bos]} $A', special_tokens=[(tokens[bos], bos)]
-    )
-  return tokenizer

@@ -137,7 +137,7 @@ def test_what_the_base_lacks_goes_along(tuned, bert, tmp_path):
     adapt.merge(adapted.params),
   )
   rewrite(tmp_path / 'a', lambda t: {n: x for n, x in t.items() if 'pooler' not in n})
-  with pytest.raises(InputError, match='pooler that neither it nor the base'):
+  with pytest.raises(InputError, match='pooler.dense.* that neither it nor the base'):
     interop.load_adapter(tmp_path / 'a', *interop.load(source))
 
 
@@ -164,6 +164,74 @@ def test_adapters_that_cannot_be_written(tuned, llama, tmp_path):
   refused('is an embedding', model, embed, source)
   adapted = adapt.lora(jax.random.key(0), params, 2, also='embed/tokens')
   refused('is tied to the head', model, shaken(adapted.params), source, rules=adapted.rules)
+
+
+def fused(model_type, **fields):
+  config = models.DecoderConfig(
+    model_type=model_type, vocabulary=12, width=8, hidden=12, layers=2, heads=2, **fields
+  )
+  model = models.build(config)
+  rng = np.random.default_rng(0)
+  return model, jax.tree.map(
+    lambda x: rng.standard_normal(x.shape).astype(np.float32), model.shapes()
+  )
+
+
+def test_parts_of_tensors_have_no_adapter_of_their_own(tmp_path):
+  for model, params, targets, words in (
+    (*fused('phi3'), 'attn/q$', "'decoder/0-1/attn/q' is a part in .*qkv_proj"),
+    (*fused('mixtral', experts=2, expert_hidden=4), 'experts/up$', 'is one of many experts in'),
+  ):
+    adapted = shaken(adapt.lora(jax.random.key(0), params, 2, targets=targets).params)
+    with pytest.raises(InputError, match=words):
+      interop.save_adapter(tmp_path / 'a', model, adapted, 'someone/base')
+  model, params = fused('phi3')
+  adapted = shaken(adapt.lora(jax.random.key(0), params, 2, targets='mlp/down$').params)
+  interop.save_adapter(tmp_path / 'a', model, adapted, 'someone/base')
+  again = interop.load_adapter(tmp_path / 'a', model, params)[1].params
+  jax.tree.map(np.testing.assert_array_equal, adapted, again)
+  name = 'base_model.model.model.layers.0.self_attn.qkv_proj.lora_A.weight'
+  rewrite(tmp_path / 'a', lambda t: t | {name: np.ones((2, 8), 'f')})
+  with pytest.raises(InputError, match='qkv_proj.* keeps that module in several parts'):
+    interop.load_adapter(tmp_path / 'a', model, params)
+
+
+def test_the_whole_head_goes_along(tmp_path):
+  """RoBERTa's has a layer in front of the matrix, which PEFT trains and saves with it."""
+  config = models.EncoderConfig(
+    model_type='roberta',
+    vocabulary=12,
+    width=8,
+    hidden=12,
+    layers=2,
+    heads=2,
+    positions=16,
+    types=1,
+    pooler=False,
+    text_head=models.Head('tanh'),
+  )
+  body = models.build(config)
+  rng = np.random.default_rng(0)
+  params = jax.tree.map(lambda x: rng.standard_normal(x.shape).astype('f'), body.shapes())
+  model, base = models.classifier(jax.random.key(1), body, params, 3)
+  adapted = adapt.lora(jax.random.key(2), base, 2)
+  tuned = shaken(adapted.params)
+  interop.save_adapter(tmp_path / 'a', model, tuned, 'someone/base', rules=adapted.rules)
+  saved, tensors = read(tmp_path / 'a')
+  assert saved['modules_to_save'] == ['classifier']
+  whole = {n for n in tensors if '.lora_' not in n}
+  kinds = [f'{layer}.{kind}' for layer in ('dense', 'out_proj') for kind in ('bias', 'weight')]
+  assert whole == {f'base_model.model.classifier.{kind}' for kind in kinds}
+  again, read_back = interop.load_adapter(tmp_path / 'a', body, params)
+  assert again.config == model.config
+  jax.tree.map(
+    lambda a, b: np.testing.assert_allclose(a, b, atol=1e-6),
+    adapt.merge(tuned),
+    adapt.merge(read_back.params),
+  )
+  rewrite(tmp_path / 'a', lambda t: {n: x for n, x in t.items() if 'classifier.dense' not in n})
+  with pytest.raises(InputError, match='through classifier.dense.* that neither it nor the base'):
+    interop.load_adapter(tmp_path / 'a', body, params)
 
 
 @pytest.mark.parametrize(

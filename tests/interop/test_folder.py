@@ -2,6 +2,7 @@
 
 import json
 import shutil
+import struct
 
 import jax
 import jax.numpy as jnp
@@ -9,9 +10,14 @@ import ml_dtypes
 import numpy as np
 import pytest
 import safetensors.numpy
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
-from jaxtune import interop, tree
+from jaxtune import interop, shard
+from jaxtune.interop.folder import open_folder
+from jaxtune.interop.tensors import open_safetensors
 from jaxtune.typing import InputError
+from tests.interop.conftest import LLAMA, llama_tensors, write_model
 
 
 def refused(source, *words, **options):
@@ -82,7 +88,7 @@ NEW = {
 
 def test_both_forms_of_config_say_the_same(llama):
   old, new = interop.load(llama())[0], interop.load(llama(**NEW))[0]
-  assert old.config == new.config and old.config.rope_base == 5000.0
+  assert old.config == new.config and old.config.rope.base == 5000.0
   assert old.config.head_width == 6 and old.config.kv_heads == 2 and old.config.epsilon == 1e-6
   assert interop.load(llama(rope_scaling={'rope_type': 'default'}))[0].config == old.config
   assert interop.load(llama(head_dim=4))[0].config.head_width == 4
@@ -125,19 +131,24 @@ def test_blocks_smaller_than_a_tensor(llama, monkeypatch):
   same(whole, interop.load(llama())[1])
 
 
-def test_place_gets_every_leaf(llama):
-  seen = {}
+@pytest.mark.parametrize('fsdp', [2, 4])
+def test_each_device_reads_its_own_part(llama, monkeypatch, fsdp):
+  """Rows, columns and replicas; blocks of a few rows."""
+  monkeypatch.setattr('jaxtune.interop.tensors._BLOCK', 200)
+  mesh = shard.mesh({'data': -1, 'fsdp': fsdp})
+  whole = interop.load(llama(tie_word_embeddings=False))[1]
 
-  def place(path, array):
-    seen[path] = array.shape
-    return jax.device_put(array, jax.devices()[3])
+  def places(model, shapes):
+    return shard.param_shardings(mesh, shapes, model.axes(shapes))
 
-  _, params = interop.load(llama(), place=place)
-  assert seen == {path: leaf.shape for path, leaf in tree.named_weights(params)}
-  assert {d.id for x in jax.tree.leaves(params) for d in x.devices()} == {3}
+  model, parts = interop.load(llama(tie_word_embeddings=False), shardings=places)
+  same(whole, parts)
+  assert jax.tree.map(lambda x: x.sharding, parts) == places(model, parts)
+  up = parts['decoder']['0-2']['mlp']['up']
+  assert {x.data.shape for x in up.addressable_shards} == {(3, 16 // fsdp, 24)}
 
 
-def shard(folder, tensors):
+def cut(folder, tensors):
   (folder / 'model.safetensors').unlink()
   names = sorted(tensors)
   where = {name: f'model-0000{1 + i % 2}-of-00002.safetensors' for i, name in enumerate(names)}
@@ -152,7 +163,7 @@ def shard(folder, tensors):
 def test_shards(llama):
   folder = llama()
   whole = interop.load(folder)[1]
-  where = shard(folder, llama.tensors)
+  where = cut(folder, llama.tensors)
   same(whole, interop.load(folder)[1])
   name = next(iter(where))
   index = {'weight_map': where | {name: 'model-00002-of-00002.safetensors'}}
@@ -162,6 +173,113 @@ def test_shards(llama):
   refused(folder, 'model-00002-of-00002.safetensors', 'not in the folder')
   (folder / 'model.safetensors.index.json').write_text('{"weight_map": {"a": "../a.safetensors"}}')
   refused(folder, '../a.safetensors')
+
+
+def test_an_index_that_lies(llama):
+  folder = llama()
+  where = cut(folder, llama.tensors)
+  name, shard = next(iter(where.items()))
+  index = folder / 'model.safetensors.index.json'
+  for change, words in (
+    ({name: 3}, [name, '3', 'no file']),
+    ({name: None}, [name, 'None', 'no file']),
+    ({name: '.'}, ["'.'", 'not in the folder']),
+    ({'more': shard}, ['lacks the tensor more', 'the index']),
+  ):
+    index.write_text(json.dumps({'weight_map': where | change}))
+    refused(folder, *words)
+  for whole in ('{"weight_map": []}', '{"weight_map": {}}', '{}'):
+    index.write_text(whole)
+    refused(folder, 'has no weight_map')
+  index.write_text('[' * 100_000)
+  refused(folder, 'is not JSON')
+  index.write_text(json.dumps({'weight_map': where}))
+  extra = safetensors.numpy.load_file(folder / shard) | {'stray': np.ones(2, 'f')}
+  safetensors.numpy.save_file(extra, folder / shard)
+  refused(folder, 'does not have in jaxtune (stray)')
+
+
+VALUES = st.sampled_from(
+  [None, True, -1, 1, 2**31, 2**63, 2**64 - 1, 10**30, 1.5, 'F32', 'I8', 'F4', [], {}, [0], [[1]]]
+  + [[0, 0], [5, 3], [0, 2**63], [2**64 - 1, 1], [2**32, 2**32], [2**62, 4], [-1, 4], [0, 16]]
+)
+
+
+@given(st.data())
+@settings(max_examples=300)
+def test_headers_that_lie(tmp_path_factory, data):
+  """Whatever a header says, the file is read as it is meant or refused in one line."""
+  file = tmp_path_factory.getbasetemp() / 'lie.safetensors'
+  tensors = {name: np.ones((2, 3), 'f') for name in 'abc'}
+  raw = safetensors.numpy.save(tensors)
+  length = struct.unpack('<Q', raw[:8])[0]
+  header, body = json.loads(raw[8 : 8 + length]), raw[8 + length :]
+  change = data.draw(st.sampled_from(['dtype', 'shape', 'data_offsets', 'entry', 'copy', 'more']))
+  if change == 'entry':
+    header['a'] = data.draw(VALUES)
+  elif change == 'copy':
+    header['a']['data_offsets'] = header['b']['data_offsets']
+  elif change == 'more':
+    header['d'] = {'dtype': 'F32', 'shape': data.draw(VALUES), 'data_offsets': [68, 72]}
+  else:
+    header['a'][change] = data.draw(VALUES)
+  text = json.dumps(header).encode()
+  length = data.draw(st.sampled_from([len(text)] * 5 + [0, len(text) - 1, 2**40, 2**63]))
+  file.write_bytes(struct.pack('<Q', length) + text + body)
+  try:
+    found = open_safetensors(file)
+  except InputError as error:
+    assert '\n' not in str(error) and 'lie.safetensors' in str(error)
+  else:
+    assert set(found) == set(tensors)
+    read = {name: t.read() for name, t in found.items() if t.dtype is not None}
+    assert all(x.size == 6 for x in read.values())
+
+
+FIELDS = st.sampled_from(
+  sorted({*LLAMA, 'architectures', 'id2label', 'num_labels', 'rope_parameters', 'attention_bias'})
+)
+ODD = st.sampled_from(
+  [None, True, -1, 0, 3, 2**24, 2**31, 10**30, 1.5, 1e-30, float('nan'), float('inf'), '', 'gelu']
+  + [[], [1], ['a'], {}, {'0': 'x'}, {'rope_type': 'yarn'}, {'type': []}, 10**400]
+)
+
+
+@given(FIELDS, ODD, st.booleans())
+@settings(max_examples=40, deadline=None)
+def test_configs_of_any_kind(tmp_path_factory, field, value, classifier):
+  """One field is anything: the folder is opened or refused in one line, and soon."""
+  folder = tmp_path_factory.getbasetemp() / 'odd'
+  if not folder.exists():
+    write_model(folder, LLAMA, llama_tensors(LLAMA))
+  kind = 'LlamaForSequenceClassification' if classifier else 'LlamaForCausalLM'
+  raw = LLAMA | {'architectures': [kind]} | {field: value}
+  (folder / 'config.json').write_text(json.dumps(raw))
+  try:
+    open_folder(folder)
+  except InputError as error:
+    assert '\n' not in str(error)
+
+
+def test_two_names_for_one_parameter(llama):
+  folder = llama()
+  both = llama.tensors | {'norm.weight': llama.tensors['model.norm.weight']}
+  safetensors.numpy.save_file(both, folder / 'model.safetensors')
+  refused(folder, 'both', 'model.norm.weight', 'norm.weight')
+
+
+def test_heads_by_their_class(bert, llama):
+  extra = {'classifier.weight': np.ones((3, 16), 'f'), 'classifier.bias': np.zeros(3, 'f')}
+  fields = {'architectures': ['BertForTokenClassification'], 'num_labels': 3}
+  model, params = interop.load(bert('bert.{}'.format, extra, **fields))
+  assert model.task == 'token_classification' and model.config.each_token
+  assert model.apply(params, jnp.ones((2, 5), jnp.int32)).shape == (2, 5, 3)
+  refused(llama(architectures=['LlamaForMaskedLM']), 'LlamaForMaskedLM', 'LlamaForCausalLM')
+  refused(llama(architectures='LlamaForCausalLM'), 'architectures', 'list')
+  refused(llama(architectures=['LlamaForSequenceClassification'], id2label=[1]), 'id2label')
+  folder = llama(architectures=None)
+  model, _ = interop.load(folder)
+  assert model.task == 'causal_lm' and model.source == str(folder)
 
 
 def test_files_cut_short(llama):
@@ -178,7 +296,7 @@ def test_files_cut_short(llama):
 def test_what_is_not_a_model(tmp_path, llama):
   refused(tmp_path / 'nowhere', 'nowhere', 'neither a folder, a file nor a reachable Hub id')
   refused(tmp_path, 'has no config.json')
-  refused(llama(model_type='mamba'), "model_type is 'mamba'", 'known: bert, llama')
+  refused(llama(model_type='mamba'), "model_type is 'mamba'", 'known: bert, ', 'llama')
   folder = llama()
   (folder / 'model.safetensors').rename(folder / 'pytorch_model.bin')
   refused(folder, 'pickle', 'pytorch_model.bin', 'safetensors')
@@ -218,12 +336,8 @@ def test_hub_ids_need_a_network_or_the_cache(tmp_path, monkeypatch):
     ({'num_hidden_layers': 2}, ['layers.2.', 'does not have']),
     ({'rms_norm_eps': 'x'}, ['rms_norm_eps', "'x'"]),
     ({'hidden_act': 'swiglu2'}, ['hidden_act', 'swiglu2', 'silu']),
-    ({'attention_bias': True}, ['attention_bias']),
-    ({'mlp_bias': True}, ['mlp_bias']),
-    ({'rope_scaling': {'type': 'linear', 'factor': 2.0}}, ['rope_scaling', 'linear']),
-    ({'rope_scaling': {'rope_type': 'llama3', 'factor': 8.0}}, ['rope_scaling', 'llama3']),
-    ({'rope_parameters': {'rope_type': 'yarn', 'rope_theta': 1e4}}, ['rope_parameters', 'yarn']),
-    ({'rope_parameters': {'partial_rotary_factor': 0.5}}, ['partial_rotary_factor']),
+    ({'attention_bias': True}, ['lacks', '0.self_attn.k_proj.bias', 'and 9 more']),
+    ({'rope_scaling': {'rope_type': 'spiral', 'factor': 8.0}}, ['rope_scaling', 'spiral']),
     ({'num_key_value_heads': 3}, ['4 heads', '3 key-value']),
     ({'quantization_config': {'bits': 4}}, ['quantization_config']),
     ({'architectures': ['LlamaForSequenceClassification']}, ['score.weight']),
@@ -247,7 +361,7 @@ def test_tensors_that_are_left_out(bert, llama):
   harmless = {'embeddings.position_ids': np.arange(32)[None]}
   plain = interop.load(bert(extra=harmless))[1]
   head = {'cls.predictions.bias': np.zeros(40, 'f')}
-  with pytest.warns(UserWarning, match=r'1 tensors of the pretraining head'):
+  with pytest.warns(UserWarning, match=r'1 tensors are left out.*cls.predictions.bias'):
     same(plain, interop.load(bert(extra=head))[1])
   folder = llama()
   tensors = dict(llama.tensors)

@@ -115,6 +115,34 @@ def test_encoder_without_pooler_takes_its_own_along(tmp_path):
   agree(ours(model, params), ours(model, tuned), theirs(peer), 'without pooler, ours in PEFT')
 
 
+@pytest.mark.parametrize('kind', ['Roberta', 'DistilBert', 'ModernBert'])
+def test_heads_with_a_layer_of_their_own(tmp_path, kind):
+  """The layer in front of a classifier's matrix goes with it, there and back."""
+  torch.manual_seed(0)
+  sizes = {'vocab_size': 96, 'pad_token_id': 0, 'initializer_range': 0.2}
+  sizes |= (
+    {'dim': 32, 'hidden_dim': 48, 'n_layers': 2, 'n_heads': 4}
+    if kind == 'DistilBert'
+    else {'hidden_size': 32, 'intermediate_size': 48, 'num_hidden_layers': 2}
+    | {'num_attention_heads': 4, 'max_position_embeddings': 64}
+  )
+  config = getattr(transformers, f'{kind}Config')(**sizes)
+  getattr(transformers, f'{kind}Model')(config).save_pretrained(tmp_path / 'base')
+  body = interop.load(tmp_path / 'base')
+  model, params = models.classifier(jax.random.key(1), *body, 3)
+  params['head'] = jax.tree.map(lambda x: 5 * x, params['head'])
+  targets = 'attn/o$' if kind == 'ModernBert' else adapt.LINEAR  # the others are parts of tensors
+  tuned = shaken(adapt.lora(jax.random.key(2), params, 4, targets=targets).params, 0.3)
+  interop.save_adapter(tmp_path / 'out', model, tuned, tmp_path / 'base')
+  peer = transformers.AutoModelForSequenceClassification.from_pretrained(
+    tmp_path / 'base', num_labels=3
+  )
+  peer = peft.PeftModel.from_pretrained(peer, tmp_path / 'out')
+  agree(ours(model, params), ours(model, tuned), theirs(peer), f'{kind}, ours in PEFT')
+  again, read = interop.load_adapter(tmp_path / 'out', *body)
+  np.testing.assert_allclose(ours(again, read.params), ours(model, tuned), atol=1e-4)
+
+
 @pytest.mark.parametrize('outputs', [0, 2])
 def test_decoder_exported_to_peft(tiny, tmp_path, outputs):
   """Some targets in two segments of unlike rank: every layer finds its module."""

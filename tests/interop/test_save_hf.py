@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import sys
 
 import jax
@@ -82,6 +83,128 @@ def test_adapters_are_merged_and_segments_joined(llama, tmp_path):
   assert (
     np.abs(read['decoder']['0-2']['attn']['q'] - params['decoder']['0-2']['attn']['q']).max() > 0
   )
+
+
+def test_shards(llama, tmp_path, monkeypatch):
+  """Files of at most that size, one held at a time, and an index that says where all is."""
+  source = llama(ml_dtypes.bfloat16)
+  model, params = interop.load(source)
+  held, save = [], safetensors.numpy.save_file
+
+  def watched(tensors, *others, **options):
+    held.append(sum(x.nbytes for x in tensors.values()))
+    save(tensors, *others, **options)
+
+  monkeypatch.setattr(safetensors.numpy, 'save_file', watched)
+  out = tmp_path / 'out'
+  interop.save_hf(out, model, params, max_shard_bytes=3000)
+  total = sum(x.nbytes for x in llama.tensors.values())
+  assert max(held) <= 3000 and sum(held) == total and len(held) > 3
+  index = json.loads((out / 'model.safetensors.index.json').read_text())
+  assert index['metadata'] == {'total_size': total}
+  assert set(index['weight_map']) == set(llama.tensors)
+  names = sorted(p.name for p in out.glob('*.safetensors'))
+  assert names == [f'model-{i:05}-of-{len(held):05}.safetensors' for i in range(1, len(held) + 1)]
+  for name, file in index['weight_map'].items():
+    found = safetensors.numpy.load_file(out / file)[name]
+    np.testing.assert_array_equal(found, llama.tensors[name])
+  same(params, interop.load(out)[1])
+  interop.save_hf(out, model, params, max_shard_bytes=1)  # a tensor a file, in the old one's place
+  assert len(list(out.glob('*.safetensors'))) == len(llama.tensors)
+  interop.save_hf(out, model, params)
+  assert sorted(os.listdir(out)) == ['config.json', 'model.safetensors']
+
+
+KEPT = {
+  'README.md': b'# Theirs',
+  'LICENSE': b'free',
+  'preprocessor_config.json': b'{}',
+  'spiece.model': b'\x0a\x0e',
+  'chat_template.jinja': b'{{ x }}',
+  '1_Pooling/config.json': b'{"pooling_mode_mean_tokens": true}',
+}
+LEFT = {
+  'pytorch_model.bin': b'x',
+  'training_args.bin': b'x',
+  'odd': b'\x80\x04pickle',
+  'archive': b'PK\x03\x04',
+  'onnx/model.onnx': b'x',
+  'onnx/config.json': b'{}',
+  '.cache/x.json': b'{}',
+}
+
+
+def lay(folder, files):
+  for name, content in files.items():
+    (folder / name).parent.mkdir(exist_ok=True)
+    (folder / name).write_bytes(content)
+
+
+def test_what_the_source_has_is_kept(llama, tmp_path):
+  source = llama(my_field=[1, 2], transformers_version='1')
+  lay(source, KEPT | LEFT)
+  model, params = interop.load(source)
+  out = tmp_path / 'out'
+  for card in (None, '# Mine'):  # the second time it replaces the first
+    interop.save_hf(out, model, params, card=card)
+    found = {p.relative_to(out).as_posix() for p in out.rglob('*') if p.is_file()}
+    assert found == {*KEPT, 'config.json', 'model.safetensors'}
+    for name, content in KEPT.items():
+      want = card.encode() if card and name == 'README.md' else content
+      assert (out / name).read_bytes() == want
+  raw = json.loads((out / 'config.json').read_text())
+  assert raw['my_field'] == [1, 2] and 'transformers_version' not in raw
+  (out / 'LICENSE').write_text('changed by hand')
+  with pytest.raises(InputError, match=r'something else than an export \(LICENSE\)'):
+    interop.save_hf(out, model, params)
+
+
+def test_the_sources_names_are_kept(bert, tmp_path):
+  """A bare body with the prefix of a whole model's, and LayerNorm's old names."""
+  source = bert(lambda n: 'bert.' + n.replace('LayerNorm.weight', 'LayerNorm.gamma'))
+  model, params = interop.load(source)
+  interop.save_hf(tmp_path / 'out', model, params)
+  written = safetensors.numpy.load_file(tmp_path / 'out' / 'model.safetensors')
+  assert set(written) == set(bert.tensors)
+  model, params = models.classifier(jax.random.key(0), model, params, 2)  # another class
+  interop.save_hf(tmp_path / 'out', model, params)
+  written = safetensors.numpy.load_file(tmp_path / 'out' / 'model.safetensors')
+  assert 'bert.embeddings.LayerNorm.weight' in written and 'classifier.bias' in written
+
+
+def test_a_source_that_has_gone_or_changed(llama, bert, tmp_path):
+  source = llama(my_field=1)
+  model, params = interop.load(source)
+  (source / 'model.safetensors').unlink()  # its configuration is still there
+  interop.save_hf(tmp_path / 'out', model, params)
+  assert json.loads((tmp_path / 'out' / 'config.json').read_text())['my_field'] == 1
+  other = bert()
+  (other / 'notes.txt').write_text('of another model')
+  shutil.rmtree(source)
+  other.rename(source)
+  interop.save_hf(tmp_path / 'out', model, params)
+  shutil.rmtree(source)
+  interop.save_hf(tmp_path / 'out', model, params)
+  assert sorted(os.listdir(tmp_path / 'out')) == ['config.json', 'model.safetensors']
+  assert 'my_field' not in json.loads((tmp_path / 'out' / 'config.json').read_text())
+  same(params, interop.load(tmp_path / 'out')[1])
+  with pytest.raises(InputError, match="model_type is 'bert', but the model is 'llama'"):
+    interop.save_hf(tmp_path / 'out', model, params, source=bert())
+  with pytest.raises(InputError, match='neither a folder'):
+    interop.save_hf(tmp_path / 'out', model, params, source=tmp_path / 'nowhere')
+
+
+def test_a_body_without_a_head(llama, tmp_path):
+  source = llama(architectures=['LlamaModel'], tie_word_embeddings=False)
+  tensors = {n.removeprefix('model.'): x for n, x in llama.tensors.items() if 'lm_head' not in n}
+  safetensors.numpy.save_file(tensors, source / 'model.safetensors')
+  model, params = interop.load(source)
+  assert model.task == 'features' and 'head' not in params
+  assert model.apply(params, jnp.ones((1, 3), jnp.int32)).shape == (1, 3, 16)
+  interop.save_hf(tmp_path / 'out', model, params)
+  assert set(safetensors.numpy.load_file(tmp_path / 'out' / 'model.safetensors')) == set(tensors)
+  raw = json.loads((tmp_path / 'out' / 'config.json').read_text())
+  assert raw['architectures'] == ['LlamaModel']
 
 
 @pytest.mark.slow
