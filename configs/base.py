@@ -52,6 +52,25 @@ def get_config() -> ml_collections.ConfigDict:
   config.eval = ml_collections.ConfigDict()
   config.eval.batch_size = 64
 
+  # experiments.evaluate of a language model. With task=classification it asks for the label of each
+  # test row and takes the one whose word is likeliest, see jaxtune.data.prompts.
+  config.evaluate = ml_collections.ConfigDict()
+  config.evaluate.rows = 0  # of the test rows; 0 for all
+  config.evaluate.prompt = '{text}'  # a template over the columns of a row
+  config.evaluate.instruction = ''  # said once, ahead of everything
+  config.evaluate.words = ''  # of the labels, as 0=negative,1=positive; the labels by default
+  config.evaluate.shots = 0  # training rows shown with their words, as many of each label
+  config.evaluate.seed = 0  # of which rows are shown
+  config.evaluate.chat = True  # as messages, where the model has a chat template
+  # likelihood: of the word; per_token: likewise, divided by its tokens; calibrated: over what the
+  # model says to texts without content (arXiv:2102.09690); batch_calibrated: over what it says to
+  # all of the rows (arXiv:2309.17249), where each label has about as many
+  config.evaluate.score = 'likelihood'
+  # Of what is written behind data.prompt, beside data.completion: exact_match, token_f1, bleu,
+  # chrf, rouge1, rouge2, rougeL. Empty for no writing.
+  config.evaluate.metrics = ''
+  config.evaluate.new_tokens = 32  # written at most
+
   config.log = ml_collections.ConfigDict()
   config.log.tensorboard = True  # events in the work directory, where tensorboardX is installed
   config.log.wandb = ''  # a Weights & Biases project to log to as well

@@ -1,53 +1,132 @@
-"""Measures a tuned model: on the test rows of its run, or on a file of your own.
+r"""Measures a model: one that a run has tuned, or a pretrained one as it is.
 
   python -m experiments.evaluate --workdir=runs/quickstart
   python -m experiments.evaluate --workdir=runs/quickstart --data=other.csv
 
-The last line is one JSON object with the numbers.
+  python -m experiments.evaluate --config=configs/few_shot_smollm2.py --config.evaluate.shots=4
+  python -m experiments.evaluate --config=configs/perplexity_smollm2.py --output=perplexity.html
+
+With --config nothing is trained: a classifier is measured by its outputs, a language model by the
+likelihood that it gives to the words of labels (task=classification) or to texts (causal_lm), and
+by what it writes (evaluate.metrics). With both flags the run's tuned model is measured as the
+configuration says. The last line is one JSON object with the numbers; docs/evaluate.md explains
+them.
 """
 
 import json
 
-import jax
 from absl import flags
+from ml_collections import config_flags
 
-from experiments import build, entry, tuned
-from jaxtune import report, train, tree
+from experiments import build, entry, keys, tuned
+from experiments.evaluation import by_head, by_text, by_words, by_writing, output
+from experiments.evaluation.measured import Measured
+from experiments.keys import Config
+from experiments.tuned import Tuned
+from jaxtune import interop
 from jaxtune.typing import InputError
 
-WORKDIR = flags.DEFINE_string('workdir', None, 'The folder of a finished run.', required=True)
-DATA = flags.DEFINE_string('data', '', 'Labelled rows; the test rows of the run by default.')
+CONFIG = config_flags.DEFINE_config_file('config', None, 'What to measure, a file in configs/.')
+WORKDIR = flags.DEFINE_string('workdir', None, 'The folder of a finished run.')
+DATA = flags.DEFINE_string('data', '', 'Rows to measure on; the test rows by default.')
+OUTPUT = flags.DEFINE_string('output', '', 'Every row as .json or .jsonl, or a page as .html.')
 
 
 def main() -> int:
-  run = tuned.open_run(WORKDIR.value)
-  config = run.config
-  if DATA.value:
-    rows, name = build.read_rows(config, DATA.value), DATA.value
+  return start(CONFIG.value, WORKDIR.value, data=DATA.value, path=OUTPUT.value)
+
+
+def start(config: Config | None, folder: str | None, *, data: str = '', path: str = '') -> int:
+  """Measures and prints; returns the exit code.
+
+  Raises:
+    InputError: no model, one that cannot do the task, or rows that cannot be used.
+  """
+  output.check(path)
+  if config is not None:
+    keys.check(config)
+    by_writing.metrics(config)
+  if folder:
+    run = tuned.open_run(folder)
+    run = run._replace(config=config or completed(run.config))
+  elif config is not None:
+    run = pretrained(config)
   else:
-    splits, _ = build.read_records(config)
-    rows, name = splits['test'], 'the test rows of the run'
-    if not rows:
-      raise InputError(
-        f'{WORKDIR.value}: the run held out no test rows (data.test is 0); give a file with --data'
-      )
-  part = build.encode_rows(config, run.tokenizer, run.special, rows, run.names)
-  objective = build.objective(config, run.model)
-  trainable, frozen = tree.partition(run.params, ((r'', False),))
-  evaluation = jax.jit(train.make_evaluation(objective))
-  means = train.evaluate(evaluation, trainable, frozen, build.eval_batches(config, part))
-  count = len(part.examples)
-  print(f'{count:,} examples of {name}')
-  if part.truncated:
-    print(f'{part.truncated:,} were longer than {config.data.max_length} tokens and were cut')
-  for metric, value in means.items():
-    line = f'{metric:15} {value:.4f}'
-    if metric == 'accuracy' and config.task == 'classification':
-      interval = report.wilson(round(value * count), count)
-      line += f'  95% interval {interval.low:.4f} to {interval.high:.4f}'
-    print(line)
-  print(json.dumps({'examples': count, **means}))
+    raise InputError(
+      'nothing to measure; give the --workdir of a run, or a --config for a model as it is'
+    )
+  found, about = measure(run, folder, data)
+  output.say(found)
+  if path:
+    output.write(path, run, found, about)
+    print(f'written to {path}')
+  print(json.dumps(output.as_json(found)))
   return 0
+
+
+def pretrained(config: Config) -> Tuned:
+  """The model that a configuration names, as it is.
+
+  Raises:
+    InputError: it names none.
+  """
+  if not config.model:
+    raise InputError('model is empty; give one with --config.model=...')
+  source = build.resolve(config.model)
+  model, params = interop.load(source)
+  return Tuned(
+    config=config,
+    model=model,
+    params=params,
+    tokenizer=interop.load_tokenizer(source),
+    special=interop.special_tokens(source),
+    names=interop.load_labels(source) or (),
+    source=source,
+  )
+
+
+def completed(config: Config) -> Config:
+  """The configuration of a run, with the keys that were added after it."""
+  whole = keys.defaults()
+  whole.update(config)
+  return whole
+
+
+def measure(run: Tuned, folder: str | None, path: str) -> tuple[Measured, str]:
+  """What the model of a run does on rows of a file or the test rows, and what rows these are."""
+  config = run.config
+  written = by_writing.metrics(config)
+  splits: dict[str, list[build.Record]] = {'train': []}
+  if not path or config.task == 'classification' and run.model.task == 'causal_lm':
+    splits, _ = build.read_records(config)  # a language model may be shown training rows
+  rows, about = splits.get('test', []), 'the test rows of the run' if folder else 'the test rows'
+  if path:
+    rows, about = build.read_rows(config, path), path
+  if not rows:
+    raise InputError(
+      f'{folder}: the run held out no test rows (data.test is 0); give a file with --data'
+      if folder
+      else 'no test rows are held out (data.test is 0); hold some out, or give a file with --data'
+    )
+  rows = rows[: config.evaluate.rows or None]
+  print(f'{len(rows):,} examples of {about}', flush=True)
+  if run.model.task == 'classification' and config.task in ('classification', 'regression'):
+    found = by_head.measure(run, rows)
+  elif run.model.task == 'causal_lm' and config.task == 'classification':
+    found = by_words.measure(run, rows, splits['train'])
+  elif run.model.task == 'causal_lm' and config.task == 'causal_lm':
+    found = by_text.measure(run, rows)
+    if written:
+      texts = by_writing.measure(run, rows, written)
+      found = texts._replace(scores={**found.scores, **texts.scores}, notes=found.notes)
+  else:
+    raise InputError(
+      f'task is {config.task}, which {folder or config.model} cannot do without training; train it '
+      'with experiments.finetune and measure it with --workdir'
+    )
+  for note in found.notes:
+    print(note)
+  return found, f'{len(found.rows):,} examples of {about}'
 
 
 if __name__ == '__main__':

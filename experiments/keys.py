@@ -12,6 +12,7 @@ from jaxtune.typing import InputError
 
 TASKS = ('classification', 'regression', 'causal_lm')
 METHODS = ('lora', 'full', 'probe')
+SCORES = ('likelihood', 'per_token', 'calibrated', 'batch_calibrated')
 LEAST = {  # the smallest value of each that makes sense
   0: (
     'seed',
@@ -25,6 +26,9 @@ LEAST = {  # the smallest value of each that makes sense
     'train.eval_every',
     'train.save_every',
     'train.chunk',
+    'evaluate.rows',
+    'evaluate.shots',
+    'evaluate.seed',
   ),
   1: (
     'method.rank',
@@ -32,6 +36,7 @@ LEAST = {  # the smallest value of each that makes sense
     'train.accumulate',
     'train.log_every',
     'eval.batch_size',
+    'evaluate.new_tokens',
     'decoder.width',
     'decoder.hidden',
     'decoder.layers',
@@ -59,7 +64,7 @@ def check(config: Config) -> None:
   for name in ('optim.lr', 'method.alpha'):
     if not values[name] > 0:
       raise InputError(f'{name} is {values[name]}; it must be above zero')
-  for name, known in (('task', TASKS), ('method.name', METHODS)):
+  for name, known in (('task', TASKS), ('method.name', METHODS), ('evaluate.score', SCORES)):
     if values[name] not in known:
       raise InputError(f'{name} is {values[name]!r}; choose one of {", ".join(known)}')
   if config.train.batch_size % config.train.accumulate:

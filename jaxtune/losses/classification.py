@@ -10,8 +10,8 @@ from jaxtune.typing import Batch, Key, Params
 def classification(model: Any) -> Objective:
   """`sum_b w_b (-log softmax(outputs_b)[label_b])` in nats, weight `sum_b w_b`.
 
-  Batch: `tokens` int32 `[B, T]`, `label` int32 `[B]`; `mask` `[B, T]` and `weight` `[B]`
-  if present.
+  Batch: `tokens` int32 `[B, T]`, or float `[B, H, W, C]` for images, `label` int32 `[B]`; `mask`
+  `[B, T]` and `weight` `[B]` if present.
   Metrics: `accuracy`, the weighted count of rows whose largest output is the label's.
   """
 

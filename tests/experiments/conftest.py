@@ -160,10 +160,11 @@ def command(monkeypatch):
     module = importlib.import_module(f'experiments.{name}')
     for flag in set(flags.FLAGS) - before:
       delattr(flags.FLAGS, flag)
-    defaults = {'data': '', 'output': ''}
+    defaults = {'config': None, 'workdir': '', 'data': '', 'output': ''}
     for flag, value in {**defaults, **values}.items():
       if hasattr(module, flag.upper()):
-        monkeypatch.setattr(module, flag.upper(), SimpleNamespace(value=str(value)))
+        value = value if flag == 'config' else str(value)
+        monkeypatch.setattr(module, flag.upper(), SimpleNamespace(value=value))
     return module.main()
 
   return call

@@ -1,0 +1,40 @@
+"""Examples to batches of about one length each, for an evaluation: little padding, few shapes."""
+
+from collections.abc import Iterator, Sequence
+
+import numpy as np
+
+from jaxtune.data.batch import Batch, eval_batches
+from jaxtune.data.encode import Example
+from jaxtune.typing import InputError
+
+MULTIPLE = 32  # tokens: half of them pad a row on average, and each multiple compiles once
+
+
+def by_length(
+  examples: Sequence[Example],
+  batch_size: int,
+  *,
+  limit: int | None = None,
+  multiple: int = MULTIPLE,
+) -> Iterator[tuple[np.ndarray, Batch]]:
+  """Pairs of places `[n]` in `examples` and a batch of them, the longest first.
+
+  The batches are those of `eval_batches`, padded on the right to the next multiple of `multiple`
+  tokens, but not beyond `limit`, which a model's positions may set. Each shape compiles once. Rows
+  behind the first n only fill the batch and have weight 0.
+
+  Raises:
+    InputError: batch_size is below 1.
+  """
+  if batch_size < 1:
+    raise InputError(f'batch_size is {batch_size}; it must be at least 1')
+  lengths = np.array([len(example['tokens']) for example in examples], int)
+  order = np.argsort(-lengths, kind='stable')
+  for start in range(0, len(order), batch_size):
+    places = order[start : start + batch_size]
+    longest = int(lengths[places[0]])
+    width = -(-longest // multiple) * multiple
+    width = width if limit is None else max(longest, min(width, limit))
+    (batch,) = eval_batches([examples[i] for i in places], batch_size, max_length=width)
+    yield places, batch
