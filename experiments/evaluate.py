@@ -3,7 +3,7 @@ r"""Measures a model: one that a run has tuned, or a pretrained one as it is.
   python -m experiments.evaluate --workdir=runs/quickstart
   python -m experiments.evaluate --workdir=runs/quickstart --data=other.csv
 
-  python -m experiments.evaluate --config=configs/few_shot_smollm2.py --config.evaluate.shots=4
+  python -m experiments.evaluate --config=configs/few_shot_smollm2.py --config.evaluate.shots=1
   python -m experiments.evaluate --config=configs/perplexity_smollm2.py --output=perplexity.html
 
 With --config nothing is trained: a classifier is measured by its outputs, a language model by the
@@ -13,18 +13,11 @@ configuration says. The last line is one JSON object with the numbers; docs/eval
 them.
 """
 
-import json
-
 from absl import flags
 from ml_collections import config_flags
 
-from experiments import build, entry, keys, tuned
-from experiments.evaluation import by_head, by_text, by_words, by_writing, output
-from experiments.evaluation.measured import Measured
-from experiments.keys import Config
-from experiments.tuned import Tuned
-from jaxtune import interop
-from jaxtune.typing import InputError
+from experiments import entry
+from experiments.evaluation import start
 
 CONFIG = config_flags.DEFINE_config_file('config', None, 'What to measure, a file in configs/.')
 WORKDIR = flags.DEFINE_string('workdir', None, 'The folder of a finished run.')
@@ -33,100 +26,7 @@ OUTPUT = flags.DEFINE_string('output', '', 'Every row as .json or .jsonl, or a p
 
 
 def main() -> int:
-  return start(CONFIG.value, WORKDIR.value, data=DATA.value, path=OUTPUT.value)
-
-
-def start(config: Config | None, folder: str | None, *, data: str = '', path: str = '') -> int:
-  """Measures and prints; returns the exit code.
-
-  Raises:
-    InputError: no model, one that cannot do the task, or rows that cannot be used.
-  """
-  output.check(path)
-  if config is not None:
-    keys.check(config)
-    by_writing.metrics(config)
-  if folder:
-    run = tuned.open_run(folder)
-    run = run._replace(config=config or completed(run.config))
-  elif config is not None:
-    run = pretrained(config)
-  else:
-    raise InputError(
-      'nothing to measure; give the --workdir of a run, or a --config for a model as it is'
-    )
-  found, about = measure(run, folder, data)
-  output.say(found)
-  if path:
-    output.write(path, run, found, about)
-    print(f'written to {path}')
-  print(json.dumps(output.as_json(found)))
-  return 0
-
-
-def pretrained(config: Config) -> Tuned:
-  """The model that a configuration names, as it is.
-
-  Raises:
-    InputError: it names none.
-  """
-  if not config.model:
-    raise InputError('model is empty; give one with --config.model=...')
-  source = build.resolve(config.model)
-  model, params = interop.load(source)
-  return Tuned(
-    config=config,
-    model=model,
-    params=params,
-    tokenizer=interop.load_tokenizer(source),
-    special=interop.special_tokens(source),
-    names=interop.load_labels(source) or (),
-    source=source,
-  )
-
-
-def completed(config: Config) -> Config:
-  """The configuration of a run, with the keys that were added after it."""
-  whole = keys.defaults()
-  whole.update(config)
-  return whole
-
-
-def measure(run: Tuned, folder: str | None, path: str) -> tuple[Measured, str]:
-  """What the model of a run does on rows of a file or the test rows, and what rows these are."""
-  config = run.config
-  written = by_writing.metrics(config)
-  splits: dict[str, list[build.Record]] = {'train': []}
-  if not path or config.task == 'classification' and run.model.task == 'causal_lm':
-    splits, _ = build.read_records(config)  # a language model may be shown training rows
-  rows, about = splits.get('test', []), 'the test rows of the run' if folder else 'the test rows'
-  if path:
-    rows, about = build.read_rows(config, path), path
-  if not rows:
-    raise InputError(
-      f'{folder}: the run held out no test rows (data.test is 0); give a file with --data'
-      if folder
-      else 'no test rows are held out (data.test is 0); hold some out, or give a file with --data'
-    )
-  rows = rows[: config.evaluate.rows or None]
-  print(f'{len(rows):,} examples of {about}', flush=True)
-  if run.model.task == 'classification' and config.task in ('classification', 'regression'):
-    found = by_head.measure(run, rows)
-  elif run.model.task == 'causal_lm' and config.task == 'classification':
-    found = by_words.measure(run, rows, splits['train'])
-  elif run.model.task == 'causal_lm' and config.task == 'causal_lm':
-    found = by_text.measure(run, rows)
-    if written:
-      texts = by_writing.measure(run, rows, written)
-      found = texts._replace(scores={**found.scores, **texts.scores}, notes=found.notes)
-  else:
-    raise InputError(
-      f'task is {config.task}, which {folder or config.model} cannot do without training; train it '
-      'with experiments.finetune and measure it with --workdir'
-    )
-  for note in found.notes:
-    print(note)
-  return found, f'{len(found.rows):,} examples of {about}'
+  return start.start(CONFIG.value, WORKDIR.value, data=DATA.value, path=OUTPUT.value)
 
 
 if __name__ == '__main__':

@@ -14,6 +14,7 @@ NAMES = [file.stem for file in FILES if file.stem not in ('__init__', 'base', 'c
 
 def test_there_is_one_for_each_job():
   assert {'quickstart', 'sft_smollm2', 'pretrain_tiny', 'regression'} <= set(NAMES)
+  assert {'few_shot_smollm2', 'perplexity_smollm2'} <= set(NAMES)
 
 
 @pytest.mark.parametrize('name', NAMES)
@@ -24,6 +25,8 @@ def test_config(name):
   assert dict(keys.flatten(config)).keys() == dict(keys.flatten(keys.defaults())).keys()
   script = 'finetune' if config.model else 'pretrain'
   command = rf'python -m experiments\.{script} --config=configs/{name}\.py --workdir=\S+'
+  if 'experiments.evaluate' in module.__doc__:  # nothing is trained
+    command = rf'python -m experiments\.evaluate --config=configs/{name}\.py'
   assert re.search(command, module.__doc__)
   assert module.get_config() is not config
 

@@ -1,5 +1,6 @@
 """What experiments/evaluate.py measures.
 
+start.py       the model is opened, the rows are found
 measured.py    what came out: scores, and one line for each row
 batches.py     all rows through a compiled function
 by_head.py     a classifier or regressor by its outputs

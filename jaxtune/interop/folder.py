@@ -10,9 +10,10 @@ from typing import Any, NamedTuple
 
 from jaxtune import tree
 from jaxtune.interop import fields
+from jaxtune.interop.check import check, listed, without_copies
 from jaxtune.interop.families import family_named
 from jaxtune.interop.names import Family, Name, bare_name
-from jaxtune.interop.tensors import Tensor, check, listed, open_safetensors, without_copies
+from jaxtune.interop.tensors import Tensor, open_safetensors
 from jaxtune.models import ModelSpec, build
 from jaxtune.models.spec import Task
 from jaxtune.typing import InputError, Params
@@ -109,7 +110,7 @@ def task_of(family: Family, raw: dict[str, Any], file: str) -> Task:
     return next(task for task in tasks if task in family.classes)
   known: dict[str, Any] = {name: task for task, name in family.classes.items()}
   ends = (task for end, task in _HEADS.items() if named[0].endswith(end))
-  task = known.get(named[0]) or next(ends, 'features')
+  task: Task = known.get(named[0]) or next(ends, None) or 'features'
   if task not in family.classes:
     raise InputError(
       f'{file}: architectures is {named[0]!r}, whose head jaxtune does not have for '

@@ -10,12 +10,13 @@ from collections.abc import Callable
 import gguf
 import numpy as np
 
+from jaxtune.interop.check import check, listed
 from jaxtune.interop.families import family_named
 from jaxtune.interop.folder import Checkpoint
 from jaxtune.interop.gguf_config import read_config
 from jaxtune.interop.gguf_header import Header, Stored, field, read_header
 from jaxtune.interop.gguf_names import names
-from jaxtune.interop.tensors import Tensor, check, listed
+from jaxtune.interop.tensors import Tensor
 from jaxtune.models import build
 from jaxtune.typing import InputError
 

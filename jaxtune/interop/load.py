@@ -7,10 +7,10 @@ from typing import Any
 
 import jax.numpy as jnp
 
+from jaxtune.interop.fill import fill
 from jaxtune.interop.folder import open_folder
 from jaxtune.interop.gguf_file import open_gguf
 from jaxtune.interop.source import locate
-from jaxtune.interop.tensors import fill
 from jaxtune.models import ModelSpec, build
 from jaxtune.typing import InputError, Params
 

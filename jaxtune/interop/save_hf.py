@@ -39,7 +39,7 @@ def save_hf(
 
   Tensors have the names of the source's, if it is the same class, and the types of the parameters.
   Adapters are merged into their weights in float32, one layer at a time. Beside the parameters
-  never more than one shard is held. The folder appears whole or not at all.
+  one shard is held, and the tensor that is being made. The folder appears whole or not at all.
 
   Args:
     folder: to write; an earlier export there is replaced.

@@ -6,7 +6,7 @@ from jaxtune.models.classifier import build, classifier
 from jaxtune.models.decoder import Cache, DecoderConfig, decoder
 from jaxtune.models.encoder import EncoderConfig, Head, encoder
 from jaxtune.models.encoder_decoder import EncoderDecoderConfig, encoder_decoder, shift_right
-from jaxtune.models.generate import Generated, Piece, generate, stream
+from jaxtune.models.generate import Generated, Piece, check_prompts, generate, stream
 from jaxtune.models.own import from_linen, from_nnx
 from jaxtune.models.pooling import embed
 from jaxtune.models.query_key import query_key_maxima
@@ -29,6 +29,7 @@ __all__ = [
   'VisionConfig',
   'answer',
   'build',
+  'check_prompts',
   'classifier',
   'cut',
   'decoder',

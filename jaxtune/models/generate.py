@@ -71,7 +71,7 @@ def stream(
   *,
   max_tokens: int = 256,
   sampling: Sampling = GREEDY,
-  seed: int = 0,
+  seed: int | Sequence[int] = 0,
   eos: Collection[int] = (),
   stop: Sequence[str] = (),
   tokenizer: tokenizers.Tokenizer | None = None,
@@ -89,7 +89,7 @@ def stream(
     prompts: token ids, at least one each and fewer than the model's context.
     max_tokens: a row ends with that many new tokens, or where the model's context ends.
     sampling: how tokens are drawn; by default the most probable one is taken.
-    seed: of the first row, the next one has `seed + 1`, and so on.
+    seed: of the first row, whose next one has `seed + 1` and so on; or the seed of each row.
     eos: tokens any of which ends its row.
     stop: a row ends before the first of these strings in its new text.
     tokenizer: to decode with, special tokens left out; `stop` needs it.
@@ -99,7 +99,8 @@ def stream(
     InputError: one line on the prompt, the option or the model that cannot be used.
   """
   sampling.check()
-  _check(model, prompts, max_tokens, stop, tokenizer)
+  check_prompts(model, prompts)
+  _check(max_tokens, stop, tokenizer)
   if not prompts:
     return iter(())
   limits = [min(max_tokens, model.config.positions - len(prompt)) for prompt in prompts]
@@ -107,7 +108,9 @@ def stream(
     _Row(number, limit, Text(tokenizer, stop) if tokenizer else None)
     for number, limit in enumerate(limits)
   ]
-  tokens = _tokens(model, params, prompts, sampling, seed, dtype)
+  seeds = [seed + row for row in range(len(prompts))] if isinstance(seed, int) else seed
+  keys = jnp.stack([jax.random.key(seed) for seed in seeds])
+  tokens = _tokens(model, params, prompts, sampling, keys, dtype)
   return _pieces(rows, tokens, frozenset(eos))
 
 
@@ -158,7 +161,7 @@ def _tokens(
   params: Params,
   prompts: Sequence[Sequence[int]],
   sampling: Sampling,
-  seed: int,
+  keys: Key,
   dtype: Any,
 ) -> Iterator[jax.Array]:
   """The next token of each row, int32 `[B]`, without end."""
@@ -174,7 +177,6 @@ def _tokens(
   for start in range(0, used - _READ, _READ):
     part = slice(start, start + _READ)
     cache = _read(model, params, tokens[:, part], mask[:, part], cache)
-  keys = jnp.stack([jax.random.key(seed + row) for row in range(rows)])
   state = _State(cache, keys, _seen(model, prompts) if sampling.repetition_penalty != 1 else None)
   new, state = _step(model, params, tokens[:, -_READ:], mask[:, -_READ:], state, sampling, 0)
   for number in itertools.count(1):
@@ -251,24 +253,27 @@ def _seen(model: ModelSpec, prompts: Sequence[Sequence[int]]) -> jax.Array:
   return jnp.asarray(seen)
 
 
-def _check(
-  model: ModelSpec,
-  prompts: Sequence[Sequence[int]],
-  max_tokens: int,
-  stop: Sequence[str],
-  tokenizer: tokenizers.Tokenizer | None,
-) -> None:
-  if model.extend is None or model.task != 'causal_lm':
-    raise InputError(
-      f'a model of the family {model.family} for {model.task} writes no text; take a decoder that '
-      'is a language model'
-    )
+def _check(max_tokens: int, stop: Sequence[str], tokenizer: tokenizers.Tokenizer | None) -> None:
   if max_tokens < 1:
     raise InputError(f'max_tokens is {max_tokens}; it must be at least 1')
   if isinstance(stop, str) or not all(stop):
     raise InputError(f'stop is {stop!r}; it must be a list of strings, none of them empty')
   if stop and tokenizer is None:
     raise InputError('stop strings are looked for in decoded text; give the tokenizer, too')
+
+
+def check_prompts(model: ModelSpec, prompts: Sequence[Sequence[int]]) -> None:
+  """Refuses what the model cannot go on from.
+
+  Raises:
+    InputError: the first prompt, counted from 1, that is empty, fills the context or has a token
+      outside the vocabulary; or a model that writes no text.
+  """
+  if model.extend is None or model.task != 'causal_lm':
+    raise InputError(
+      f'a model of the family {model.family} for {model.task} goes on with no text; take a decoder '
+      'that is a language model'
+    )
   context, vocabulary = model.config.positions, model.config.vocabulary
   for number, prompt in enumerate(prompts, 1):
     if not len(prompt):
@@ -280,8 +285,8 @@ def _check(
         f'prompt {number} has {len(prompt):,} tokens, but the context of the model is {context:,}; '
         f'shorten it to {context - 1:,} or fewer, so that one more fits'
       )
-    if min(prompt) < 0 or max(prompt) >= vocabulary:
-      outside = min(prompt) if min(prompt) < 0 else max(prompt)
+    outside = min(prompt) if min(prompt) < 0 else max(prompt)
+    if not 0 <= outside < vocabulary:
       raise InputError(
         f'prompt {number} has the token {outside}, but the vocabulary of the model has '
         f'{vocabulary:,}; use the tokenizer of the model'

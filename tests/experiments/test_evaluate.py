@@ -11,9 +11,11 @@ import numpy as np
 import pytest
 from scipy import special
 
-from experiments import build, evaluate
+from experiments import build
+from experiments.evaluation import by_writing, start
 from jaxtune import interop, models
 from jaxtune.data import few_shot
+from jaxtune.report import generated
 from jaxtune.typing import InputError
 
 WORDS = {'bad': 'awful', 'good': 'really lovely'}
@@ -59,44 +61,49 @@ def measured(decoder, configure, capsys):
   def run(task, values, **options):
     config = configure(task, {'model': str(decoder), **values})
     capsys.readouterr()
-    assert evaluate.start(config, None, **options) == 0
+    assert start.start(config, None, **options) == 0
     out = capsys.readouterr().out
     return json.loads(out.splitlines()[-1]), out
 
   return run
 
 
-def test_rows(configure, values):
+def held_out(configure, values):
   """The test and training rows of a configuration."""
   splits, _ = build.read_records(configure(values=values))
   return splits['test'], splits['train']
 
 
-test_rows.__test__ = False
+@pytest.fixture(scope='module')
+def log_p(decoder):
+  """`log_p(ids)`: `log p(next token)` `[T, V]` after each token, in float64."""
+  model, params = interop.load(decoder)
+  apply = jax.jit(model.apply)
 
+  def compute(ids):
+    ahead = np.zeros((1, 160), np.int32)  # what comes later changes nothing
+    ahead[0, : len(ids)] = ids
+    return special.log_softmax(np.asarray(apply(params, ahead), np.float64)[0, : len(ids)], axis=1)
 
-def word_nats(folder, prompt, word):
-  """`log p(word | prompt)` from logits of the whole text, in float64."""
-  model, params = interop.load(folder)
-  tokenizer = interop.load_tokenizer(folder)
-  ids, answer = tokenizer.encode(prompt).ids, tokenizer.encode(word).ids
-  tokens = np.array([ids + answer], np.int32)
-  logits = np.asarray(model.apply(params, tokens), np.float64)[0]
-  picked = special.log_softmax(logits, axis=1)[np.arange(len(ids) - 1, tokens.size - 1), answer]
-  return picked.sum(), len(answer)
+  return compute
 
 
 @pytest.mark.parametrize(
   'score, chat, shots',
-  [('likelihood', False, 0), ('per_token', True, 2), ('calibrated', False, 2)],
+  [
+    ('likelihood', False, 0),
+    ('per_token', True, 2),
+    ('calibrated', False, 2),
+    ('batch_calibrated', False, 0),
+  ],
 )
 def test_labels_by_the_likelihood_of_their_words(
-  measured, decoder, configure, tmp_path, score, chat, shots
+  measured, decoder, log_p, configure, tmp_path, score, chat, shots
 ):
   values = ASK | {'evaluate.score': score, 'evaluate.chat': chat, 'evaluate.shots': shots}
   found, out = measured('classification', values, path=str(tmp_path / 'rows.jsonl'))
-  rows, train = test_rows(configure, values)
-  rows = rows[:6]
+  rows, train = held_out(configure, values)
+  rows, tokenizer = rows[:6], interop.load_tokenizer(decoder)
   candidates = few_shot.label_places(train, 'label', tuple(WORDS))
   shown = [train[i] for i in few_shot.draw_examples(candidates, tuple(WORDS), shots, 0)]
   gap = '' if chat else ' '
@@ -110,13 +117,18 @@ def test_labels_by_the_likelihood_of_their_words(
     said = [f'[user]{t}\n[assistant]{a}\n' for t, a in zip(turns, answers, strict=False)]
     return ''.join(said) + f'[user]{turns[-1]}\n[assistant]'
 
-  def log_p(row):
-    nats, counts = np.transpose([word_nats(decoder, prompt(row), gap + w) for w in WORDS.values()])
-    return special.log_softmax(nats / (counts if score == 'per_token' else 1))
+  def answers(row):
+    nats = []
+    for word in WORDS.values():
+      ids, answer = tokenizer.encode(prompt(row)).ids, tokenizer.encode(gap + word).ids
+      picked = log_p(ids + answer)[len(ids) - 1 : -1][np.arange(len(answer)), answer]
+      nats.append(picked.mean() if score == 'per_token' else picked.sum())
+    return special.log_softmax(nats)
 
-  wanted = np.array([log_p(row) for row in rows])
-  if score == 'calibrated':
-    without = np.array([log_p({'text': text}) for text in ('N/A', '[MASK]')])
+  wanted = np.array([answers(row) for row in rows])
+  if 'calibrated' in score:
+    empty = [{'text': text} for text in ('N/A', '[MASK]')]
+    without = np.array([answers(row) for row in (empty if score == 'calibrated' else rows)])
     wanted = special.log_softmax(wanted - np.log(np.exp(without).mean(axis=0)), axis=1)
   lines = [json.loads(line) for line in (tmp_path / 'rows.jsonl').read_text().splitlines()]
   assert [line['text'] for line in lines] == [row['text'] for row in rows]
@@ -132,18 +144,16 @@ def test_labels_by_the_likelihood_of_their_words(
   assert f'{shots} examples shown' in out and 'true, predicted' in out
 
 
-def test_perplexity_of_texts(measured, decoder, configure, tmp_path):
+def test_perplexity_of_texts(measured, decoder, log_p, configure, tmp_path):
   values = {'data.max_length': 12, 'evaluate.rows': 5, 'eval.batch_size': 2}
   found, _ = measured('causal_lm', values, path=str(tmp_path / 'all.json'))
-  model, params = interop.load(decoder)
   tokenizer = interop.load_tokenizer(decoder)
   nats, count = 0.0, 0
-  for row in test_rows(configure, values)[0][:5]:
+  for row in held_out(configure, values)[0][:5]:
     ids = [*tokenizer.encode(row['text']).ids, tokenizer.token_to_id('<|endoftext|>')]
-    for start in range(0, len(ids) - 1, 11):  # as documents are cut for training
-      block = np.array([ids[start : start + 12]], np.int32)
-      logits = np.asarray(model.apply(params, block), np.float64)[0]
-      picked = special.log_softmax(logits, axis=1)[np.arange(block.size - 1), block[0, 1:]]
+    for first in range(0, len(ids) - 1, 11):  # as documents are cut for training
+      block = ids[first : first + 12]
+      picked = log_p(block)[np.arange(len(block) - 1), block[1:]]
       nats, count = nats - picked.sum(), count + picked.size
   assert found['loss'] == pytest.approx(nats / count, rel=1e-4)
   assert found['perplexity'] == pytest.approx(math.exp(nats / count), rel=1e-3)
@@ -154,6 +164,28 @@ def test_perplexity_of_texts(measured, decoder, configure, tmp_path):
   assert sum(row['tokens'] for row in whole['rows']) == count
 
 
+def test_what_is_written_behind_prompts(measured, decoder, log_p, configure, tmp_path):
+  values = {
+    'data.prompt': '{text} is',
+    'data.completion': ' {label}',
+    'evaluate.rows': 3,
+    'evaluate.new_tokens': 4,
+    'evaluate.metrics': 'token_f1, exact_match',
+    'eval.batch_size': 2,
+  }
+  found, _ = measured('causal_lm', values, path=str(tmp_path / 'rows.jsonl'))
+  lines = [json.loads(line) for line in (tmp_path / 'rows.jsonl').read_text().splitlines()]
+  assert found['examples'] == len(lines) == 3 and found['loss'] > 0
+  tokenizer = interop.load_tokenizer(decoder)
+  for line in lines:
+    ids = tokenizer.encode(line['prompt']).ids
+    for _ in range(4):
+      ids.append(int(log_p(ids)[-1].argmax()))
+    assert line['written'] == tokenizer.decode(ids[-4:])
+  f1 = [generated.token_f1(line['written'], line['completion']) for line in lines]
+  assert found['token_f1'] == pytest.approx(np.mean(f1)) and 'exact_match' in found
+
+
 def test_a_classifier_of_someone_elses(files, configure, capsys, tmp_path):
   folder = tmp_path / 'classifier'
   model, params = interop.load(files / 'encoder')
@@ -162,7 +194,7 @@ def test_a_classifier_of_someone_elses(files, configure, capsys, tmp_path):
   config = configure(values={'model': str(folder)})
   capsys.readouterr()
   page = tmp_path / 'page.html'
-  assert evaluate.start(config, None, path=str(page)) == 0
+  assert start.start(config, None, path=str(page)) == 0
   found = json.loads(capsys.readouterr().out.splitlines()[-1])
   assert found['examples'] == 16 and np.sum(found['confusion']) == 16
   assert f'Accuracy {found["accuracy"]:.3f} on 16 examples of the test rows' in page.read_text()
@@ -207,6 +239,8 @@ def test_a_run_from_before_there_were_these_keys(finished, command, tmp_path, ca
     ({'evaluate.words': 'good=fine'}, 'at least two labels'),
     ({'evaluate.prompt': '{txt}'}, "asks for the column 'txt'; the columns are text, label"),
     ({'evaluate.score': 'logit'}, 'evaluate.score is .*choose one of likelihood, per_token, cal'),
+    ({'evaluate.metrics': 'exact_match'}, 'evaluate.metrics is .*set both, and task to causal_lm'),
+    ({'evaluate.metrics': 'meteor'}, "unknown metric 'meteor'; known: exact_match, token_f1, bleu"),
     ({'data.test': 0.0}, 'no test rows are held out'),
     ({'model': ''}, 'model is empty; give one with --config.model'),
     ({'task': 'regression', 'data.label': 'stars'}, 'cannot do without training; train it with'),
@@ -214,7 +248,7 @@ def test_a_run_from_before_there_were_these_keys(finished, command, tmp_path, ca
 )
 def test_what_cannot_be_measured(decoder, configure, values, match):
   with pytest.raises(InputError, match=match) as caught:
-    evaluate.start(configure(values={'model': str(decoder), **ASK, **values}), None)
+    start.start(configure(values={'model': str(decoder), **ASK, **values}), None)
   assert '\n' not in str(caught.value)
 
 
@@ -222,11 +256,18 @@ def test_an_empty_text(decoder, configure, tmp_path):
   (tmp_path / 'rows.csv').write_text('text,label\na fine film,good\n" ",bad\n')
   config = configure(values={'model': str(decoder), **ASK})
   with pytest.raises(InputError, match="row 2: column 'text' is empty; give it a text"):
-    evaluate.start(config, None, data=str(tmp_path / 'rows.csv'))
+    start.start(config, None, data=str(tmp_path / 'rows.csv'))
+
+
+def test_a_prompt_that_leaves_no_room_to_write(decoder, configure):
+  values = {'data.prompt': '{text}' * 20, 'data.completion': 'label', 'data.max_length': 160}
+  values |= {'model': str(decoder), 'evaluate.metrics': 'token_f1', 'evaluate.rows': 1}
+  with pytest.raises(InputError, match='its prompt has .* tokens, and the model has 160 positions'):
+    by_writing.write(start.pretrained(configure('causal_lm', values)), ['film ' * 400])
 
 
 def test_nothing_to_measure_and_nowhere_to_write():
   with pytest.raises(InputError, match='give the --workdir of a run, or a --config'):
-    evaluate.start(None, None)
+    start.start(None, None)
   with pytest.raises(InputError, match=r'--output=rows.xml: .*\.html, \.json, \.jsonl'):
-    evaluate.start(None, None, path='rows.xml')
+    start.start(None, None, path='rows.xml')

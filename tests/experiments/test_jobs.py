@@ -88,6 +88,8 @@ def test_runs_and_opens_again(name, job, trained_steps, command, capsys):
   reached = json.loads((folder / 'result.json').read_text())['scores']['after']
   for metric, value in reached.items():
     assert printed[metric] == pytest.approx(value, rel=1e-3), metric
+  more = {'classification': 'matthews', 'regression': 'pearson', 'causal_lm': 'perplexity'}[task]
+  assert more in printed
 
 
 @pytest.mark.parametrize('name', ['classification full', 'regression lora', 'pairs lora'])

@@ -9,8 +9,10 @@ import safetensors.numpy
 from jax.sharding import NamedSharding, PartitionSpec
 
 from jaxtune import interop, models, shard
+from jaxtune.interop.check import check, without_copies
+from jaxtune.interop.fill import fill
 from jaxtune.interop.names import Name
-from jaxtune.interop.tensors import check, fill, open_safetensors, without_copies
+from jaxtune.interop.tensors import open_safetensors
 from jaxtune.typing import InputError
 
 
@@ -151,6 +153,9 @@ def test_fused_and_mixed_families_round_trip(tmp_path, model_type):
   for options in ({}, {'shardings': places}):
     read = interop.load(tmp_path / 'out', **options)[1]
     jax.tree.map(np.testing.assert_array_equal, params, read)
+  interop.save_hf(tmp_path / 'again', model, read, max_shard_bytes=1000)  # from several devices
+  for file in (tmp_path / 'out').iterdir():
+    assert (tmp_path / 'again' / file.name).read_bytes() == file.read_bytes()
   layer = jax.tree.map(lambda x: x[1], params['decoder']['0-2'])
   held = {
     name: tensor.read()

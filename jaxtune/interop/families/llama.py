@@ -1,4 +1,4 @@
-"""Llama, Mistral and SmolLM3 in Hugging Face's files, and the names of Llama's weights in GGUF."""
+"""Llama, Mistral and SmolLM3 in Hugging Face's files."""
 
 from typing import Any
 
@@ -6,22 +6,6 @@ from jaxtune.interop import fields
 from jaxtune.interop.families import decoder
 from jaxtune.interop.names import Family, Name
 from jaxtune.models import DecoderConfig
-
-GGUF = (
-  Name('embed/tokens', 'token_embd.weight'),
-  Name('decoder/{layer}/attn_norm/scale', 'blk.{layer}.attn_norm.weight'),
-  Name('decoder/{layer}/attn/q', 'blk.{layer}.attn_q.weight', True),
-  Name('decoder/{layer}/attn/k', 'blk.{layer}.attn_k.weight', True),
-  Name('decoder/{layer}/attn/v', 'blk.{layer}.attn_v.weight', True),
-  Name('decoder/{layer}/attn/o', 'blk.{layer}.attn_output.weight', True),
-  Name('decoder/{layer}/mlp_norm/scale', 'blk.{layer}.ffn_norm.weight'),
-  Name('decoder/{layer}/mlp/gate', 'blk.{layer}.ffn_gate.weight', True),
-  Name('decoder/{layer}/mlp/up', 'blk.{layer}.ffn_up.weight', True),
-  Name('decoder/{layer}/mlp/down', 'blk.{layer}.ffn_down.weight', True),
-  Name('norm/scale', 'output_norm.weight'),
-  Name('head/dense', 'output.weight', True),
-)
-
 
 def names(config: DecoderConfig) -> tuple[Name, ...]:
   """The table of all families with the layers of Llama."""
