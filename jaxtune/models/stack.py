@@ -32,8 +32,8 @@ def segments(stack: Params) -> list[str]:
   return sorted(stack, key=bounds)
 
 
-def init_stack(init_layer: Callable[[Key, Any], Params], key: Key, kinds: Sequence[Any]) -> Params:
-  """Every layer made by `init_layer(key, kind)` under a key of its own.
+def init_stack(init_layer: Callable[..., Params], key: Key, kinds: Sequence[Any]) -> Params:
+  """Every layer made by `init_layer(key, kind=...)` under a key of its own.
 
   Consecutive layers of one kind (with experts, say) have the same parameters and are one segment.
   """
