@@ -1,10 +1,10 @@
 """Greedy text from one prompt on CPU, jaxtune beside torch, as tokens a second and ratios.
 
-  python benchmarks/generate.py --model=<GGUF file or folder> --peers=<virtual environment with torch and transformers>
+  python benchmarks/generate.py --model=<GGUF file or folder> --peers=<virtual environment>
 
 The weights of a GGUF file or folder are written once as a float32 folder, from which each side
-loads them in a process of its own: jaxtune in this interpreter, Transformers' `generate` in the
-peers', with each number of threads. Both must write the same tokens. Rounds visit the sides by
+loads them in a process of its own: jaxtune in this interpreter, Transformers' `generate` (torch) in
+the peers', with one thread and with all. Both must write the same tokens. Rounds visit the sides by
 turns, so that a disturbance hits all alike.
 
 A token needs every weight once, so bytes of weights * tokens/s is what is read from memory; its

@@ -14,7 +14,7 @@ import optax
 import tokenizers
 
 from experiments.keys import Config, check, count
-from jaxtune import adapt, data, interop, losses, models, optim, train
+from jaxtune import adapt, data, interop, losses, models, optim, shard, train
 from jaxtune.adapt import Adapted
 from jaxtune.models import ModelSpec
 from jaxtune.typing import InputError, Params
@@ -64,8 +64,11 @@ def job(config: Config) -> Job:
     source = resolve(config.model)
     # Weights that train are float32: a small update to a bfloat16 weight rounds to none.
     dtype = 'float32' if config.method.name == 'full' else None
-    model, params = interop.load(source, dtype=dtype, remat=config.train.remat)
+    model, params = interop.load(
+      source, dtype=dtype, remat=config.train.remat, shardings=placement(config)
+    )
     tokenizer = interop.load_tokenizer(source)
+    interop.check_vocabulary(tokenizer, model, source)
     special = interop.special_tokens(source)
   else:
     tokenizer = train_tokenizer(config, records['train'])
@@ -79,10 +82,15 @@ def job(config: Config) -> Job:
     outputs = len(corpus.names) if config.task == 'classification' else 1
     model, params = models.classifier(head_key, model, params, outputs)
   steps = count_steps(config, corpus.train.examples)
+  adapted = method(config, method_key, params)
+  reason = obstacle(config, model, adapted.params)
+  if reason:
+    note = f'The export is the merged model: {reason}.'
+    corpus = dataclasses.replace(corpus, notes=(*corpus.notes, note))
   return Job(
     config=config,
     model=model,
-    adapted=method(config, method_key, params),
+    adapted=adapted,
     tokenizer=tokenizer,
     corpus=corpus,
     objective=objective(config, model),
@@ -93,6 +101,14 @@ def job(config: Config) -> Job:
       metrics.get('accuracy', 0.0) if config.task == 'classification' else -metrics['loss']
     ),
   )
+
+
+def placement(config: Config) -> Callable[[ModelSpec, Params], Any] | None:
+  """Where parameters go while they are read: onto the mesh if it cuts them, else one device."""
+  mesh = shard.mesh(dict(config.mesh))
+  if mesh.shape['fsdp'] == 1:
+    return None
+  return lambda model, shapes: shard.param_shardings(mesh, shapes, model.axes(shapes))
 
 
 def resolve(source: str) -> str:
@@ -182,6 +198,8 @@ def encode(
     for split, rows in records.items()
     if rows
   }
+  for part in encoded.values():
+    interop.check_ids((example['tokens'] for example in part.examples), tokenizer, model)
   lines = list(notes)
   for split, part in encoded.items():
     cut = f'{part.truncated:,} of {len(records[split]):,} {split} rows are longer than {length} '
@@ -270,6 +288,11 @@ def method(config: Config, key: jax.Array, params: Params) -> Adapted:
     return adapt.probe(params)
   also = None if config.task == 'causal_lm' else adapt.HEAD  # a language model's head is pretrained
   return adapt.lora(key, params, c.rank, c.alpha, targets=c.targets or adapt.LINEAR, also=also)
+
+
+def obstacle(config: Config, model: ModelSpec, params: Params) -> str | None:
+  """Why no adapter alone can hold what LoRA trains, so that the model is exported whole."""
+  return interop.adapter_obstacle(model, params) if config.method.name == 'lora' else None
 
 
 def objective(config: Config, model: ModelSpec) -> losses.Objective:

@@ -18,7 +18,7 @@ MISTAKES = 12  # shown in the report
 def export(job: Job, params: Params, folder: pathlib.Path, card: str) -> None:
   """Writes what the method trained: a PEFT adapter, or a whole Hugging Face folder."""
   config, labels = job.config, job.corpus.names or None
-  if config.method.name == 'lora':
+  if config.method.name == 'lora' and not build.obstacle(config, job.model, params):
     interop.save_adapter(
       folder,
       job.model,

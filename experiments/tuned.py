@@ -36,7 +36,7 @@ def open_run(folder: str) -> Tuned:
     raise InputError(f'{path} holds a run that is not finished; start it again to go on with it')
   export = path / 'export'
   base = build.resolve(config.model) if config.model else None
-  if base and config.method.name == 'lora':
+  if base and (export / 'adapter_config.json').exists():
     model, params = interop.load(base)
     model, (params, _) = interop.load_adapter(export, model, params)
   else:

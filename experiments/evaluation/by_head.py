@@ -9,7 +9,7 @@ from scipy import special
 
 from experiments import build
 from experiments.evaluation.batches import each
-from experiments.evaluation.measured import Measured
+from experiments.evaluation.measured import Measured, Scores
 from experiments.tuned import Tuned
 from jaxtune import data
 from jaxtune.report import scores
@@ -51,7 +51,7 @@ def chosen(
     }
     for text, true, best, row in zip(texts, labels, guess, log_p, strict=True)
   ]
-  values = {
+  values: Scores = {
     'loss': scores.mean_per(-picked, np.ones(len(picked))),
     'accuracy': found.accuracy,
     'f1': found.f1,
@@ -69,7 +69,7 @@ def _numbers(
     {'text': text, 'label': float(true), 'predicted': float(value)}
     for text, true, value in zip(texts, labels, outputs, strict=True)
   ]
-  values = {
+  values: Scores = {
     'loss': scores.mean_per(error * error, np.ones(len(error))),
     'absolute_error': found.absolute_error,
     'pearson': found.pearson,

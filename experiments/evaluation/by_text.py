@@ -10,7 +10,7 @@ import jax
 from experiments import build
 from experiments.evaluation import by_head
 from experiments.evaluation.batches import each
-from experiments.evaluation.measured import Measured
+from experiments.evaluation.measured import Measured, Scores
 from experiments.tuned import Tuned
 from jaxtune.data.batch import Batch
 from jaxtune.models import likelihood
@@ -33,7 +33,7 @@ def measure(run: Tuned, rows: Sequence[build.Record]) -> Measured:
 
   found = each(run, part.examples, compute)
   loss = scores.mean_per(-found['nats'], found['tokens'])
-  values = {
+  values: Scores = {
     'loss': loss,
     'perplexity': Interval(*map(_exp, loss)),
     'accuracy': float(found['correct'].sum() / found['tokens'].sum()),

@@ -54,7 +54,6 @@ def write(run: Tuned, prompts: Sequence[str]) -> list[str]:
       )
   order = sorted(range(len(ids)), key=lambda i: -len(ids[i]))
   size = c.eval.batch_size
-  eos = () if run.special.eos is None else (run.special.eos,)
   texts: dict[int, Any] = {}
   with report.Progress(math.ceil(len(ids) / size)) as progress:
     for step, start in enumerate(range(0, len(order), size), 1):
@@ -64,7 +63,7 @@ def write(run: Tuned, prompts: Sequence[str]) -> list[str]:
         run.params,
         [ids[i] for i in places],
         max_tokens=c.evaluate.new_tokens,
-        eos=eos,
+        eos=run.special.ends,
         tokenizer=run.tokenizer,
       )
       texts.update((i, one.text) for i, one in zip(places, out, strict=True))

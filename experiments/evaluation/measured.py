@@ -6,6 +6,8 @@ from typing import Any, NamedTuple
 from jaxtune import report
 from jaxtune.report.scores import Classification
 
+Scores = Mapping[str, float | report.Interval]
+
 
 class Measured(NamedTuple):
   """Scores and rows of one evaluation.
@@ -17,7 +19,7 @@ class Measured(NamedTuple):
     notes: what a reader must know: texts cut, examples shown.
   """
 
-  scores: Mapping[str, float | report.Interval]
+  scores: Scores
   rows: Sequence[Mapping[str, Any]]
   labels: Classification | None = None
   notes: Sequence[str] = ()

@@ -54,7 +54,9 @@ def label_places(
   return np.array([places[value] for value in values])
 
 
-def draw_examples(labels: Sequence[int], names: Sequence[str], shots: int, seed: int) -> list[int]:
+def draw_examples(
+  labels: Sequence[int] | np.ndarray, names: Sequence[str], shots: int, seed: int
+) -> list[int]:
   """Places of `shots` examples, as many of each label as of any other or one more, in random order.
 
   Args:

@@ -7,7 +7,7 @@ from jaxtune.interop.labels import load_labels
 from jaxtune.interop.load import load
 from jaxtune.interop.load_adapter import load_adapter
 from jaxtune.interop.pooling import load_pooling
-from jaxtune.interop.save_adapter import save_adapter
+from jaxtune.interop.save_adapter import adapter_obstacle, save_adapter
 from jaxtune.interop.save_hf import save_hf
 from jaxtune.interop.source import locate
 from jaxtune.interop.tokenizer import SpecialTokens, load_tokenizer, special_tokens
@@ -16,6 +16,7 @@ from jaxtune.interop.vocabulary import check_ids, check_vocabulary
 __all__ = [
   'FAMILIES',
   'SpecialTokens',
+  'adapter_obstacle',
   'check_ids',
   'check_vocabulary',
   'load',

@@ -96,7 +96,8 @@ class LanguageModel(TemplateLM):
   ) -> list[int]:
     if add_special_tokens is None:
       bos = self._special.bos
-      begun = bos is not None and string.startswith(self._tokenizer.id_to_token(bos))
+      first = None if bos is None else self._tokenizer.id_to_token(bos)
+      begun = first is not None and string.startswith(first)
       add_special_tokens = not begun  # a chat template writes them itself
     return self._tokenizer.encode(string, add_special_tokens=add_special_tokens).ids
 
@@ -165,7 +166,7 @@ class LanguageModel(TemplateLM):
             self._model,
             self._params,
             [prompts[i] or [self.prefix_token_id] for i in batch],
-            eos=(self.eot_token_id,),
+            eos={*self._special.ends, self.eot_token_id},
             tokenizer=self._tokenizer,
             **options,
           )

@@ -77,7 +77,7 @@ def save_adapter(
       _refuse_split(row)
       _refuse_whole(row, model)
       tensors[PREFIX + row.tensor] = _dense(row)
-    elif isinstance(row.leaf, adapt.LoRA):
+    elif _is_lora(row.leaf):
       _refuse_split(row)
       _refuse_lora(row)
       a, b, scale = (
@@ -154,13 +154,31 @@ def _absent(rows: list[_Row], family: Family, base: str | os.PathLike[str]) -> s
   return {row.module for row in rows if bare_name(family, row.tensor) not in held}
 
 
+def adapter_obstacle(model: ModelSpec, params: Params) -> str | None:
+  """Why an adapter alone cannot hold the LoRA leaves of these parameters; None when it can.
+
+  So a run can tell before it trains that it will write the merged model instead.
+  """
+  found = (_split(row) for row in _rows(family_of(model), model, params) if _is_lora(row.leaf))
+  return next((text for text in found if text), None)
+
+
+def _is_lora(leaf: Any) -> bool:
+  return isinstance(leaf, adapt.LoRA)
+
+
+def _split(row: _Row) -> str | None:
+  if '{expert}' in row.name.theirs:
+    return f'{row.path!r} holds many experts, which an adapter cannot hold one by one'
+  if row.name.part is not None or row.name.shape is not None:
+    return f'{row.path!r} is a part of {row.tensor}, which an adapter cannot hold by itself'
+  return None
+
+
 def _refuse_split(row: _Row) -> None:
-  if row.name.part is not None or row.name.shape is not None or '{expert}' in row.name.theirs:
-    kind = 'one of many experts' if '{expert}' in row.name.theirs else 'a part'
-    raise InputError(
-      f'{row.path!r} is {kind} in {row.tensor}, which an adapter cannot hold by itself; '
-      'write the whole model with save_hf'
-    )
+  reason = _split(row)
+  if reason:
+    raise InputError(f'{reason}; write the whole model with save_hf')
 
 
 def _refuse_whole(row: _Row, model: ModelSpec) -> None:

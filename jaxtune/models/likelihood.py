@@ -1,5 +1,6 @@
 """How likely a language model finds given text: of whole rows, and of words that may follow."""
 
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
@@ -7,7 +8,7 @@ import jax.numpy as jnp
 from jax import lax
 
 from jaxtune.models.spec import ModelSpec
-from jaxtune.typing import Batch, Params
+from jaxtune.typing import Batch, InputError, Params
 
 
 class Likelihood(NamedTuple):
@@ -81,10 +82,14 @@ def log_likelihood(
 
 
 def remember(model: ModelSpec, params: Params, tokens: jax.Array, size: int) -> Any:
-  """A cache of one row that holds `tokens` int32 `[P]`, with room for `size` tokens in all."""
-  assert model.start_cache is not None and model.extend is not None
-  cache = model.start_cache(1, size)
-  return model.extend(params, tokens[None], cache)[1] if tokens.size else cache
+  """A cache of one row that holds `tokens` int32 `[P]`, with room for `size` tokens in all.
+
+  Raises:
+    InputError: the model keeps none, for it is no causal language model.
+  """
+  start, extend = _memory(model)
+  cache = start(1, size)
+  return extend(params, tokens[None], cache)[1] if tokens.size else cache
 
 
 def word_likelihood(
@@ -110,14 +115,14 @@ def word_likelihood(
     words: int32 `[C, W]`, with padding on the right.
     word_mask: bool `[C, W]`.
   """
-  assert model.start_cache is not None and model.extend is not None
+  start, extend = _memory(model)
   rows, length = tokens.shape
   cache = jax.tree.map(
     lambda one, many: jnp.broadcast_to(one, many.shape),
     cache,
-    jax.eval_shape(lambda: model.start_cache(rows, cache.mask.shape[1])),
+    jax.eval_shape(lambda: start(rows, cache.mask.shape[1])),
   )
-  features, cache = model.extend(params, tokens, cache, mask)
+  features, cache = extend(params, tokens, cache, mask)
   last = jnp.max(jnp.where(mask, jnp.arange(length)[None], 0), axis=1)
 
   def log_p(features: jax.Array) -> jax.Array:
@@ -130,7 +135,7 @@ def word_likelihood(
   def rest(word: tuple[jax.Array, jax.Array]) -> jax.Array:
     ids, real = word
     given = jnp.broadcast_to(ids[None, :-1], (rows, ids.size - 1))
-    features, _ = model.extend(params, given, cache)
+    features, _ = extend(params, given, cache)
     scores = log_p(features.reshape(-1, features.shape[-1])).reshape(rows, ids.size - 1, -1)
     picked = jnp.take_along_axis(
       scores, jnp.broadcast_to(ids[None, 1:, None], (*given.shape, 1)), 2
@@ -138,3 +143,12 @@ def word_likelihood(
     return jnp.sum(jnp.where(real[None, 1:], picked[..., 0], 0.0), axis=1)
 
   return first + lax.map(rest, (words, word_mask)).T
+
+
+def _memory(model: ModelSpec) -> tuple[Callable[..., Any], Callable[..., Any]]:
+  if model.start_cache is None or model.extend is None:
+    raise InputError(
+      f'a model of the family {model.family} for {model.task} keeps no cache; take a causal '
+      'language model'
+    )
+  return model.start_cache, model.extend

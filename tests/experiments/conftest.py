@@ -1,5 +1,6 @@
 """Tiny models and files that real runs start from, and the runs themselves."""
 
+import dataclasses
 import importlib
 import json
 import os
@@ -57,7 +58,7 @@ def texts(count):
 
 @pytest.fixture(scope='package')
 def files(tmp_path_factory, minilm):
-  """`encoder/` and `decoder/`, models of two layers; `films.csv`; `films.jsonl`."""
+  """`encoder/`, `decoder/` and `gpt2/`, models of two layers; `films.csv`; `films.jsonl`."""
   folder = tmp_path_factory.mktemp('files')
   rows = texts(64)
   lines = [f'"{row["text"]}",{row["label"]},{row["stars"]}\n' for row in rows]
@@ -81,21 +82,35 @@ def files(tmp_path_factory, minilm):
     show_progress=False,
   )
   tokenizer.train_from_iterator([row['text'] for row in rows], trainer)
-  decoder = models.decoder(
-    models.DecoderConfig(
-      vocabulary=tokenizer.get_vocab_size(),
-      width=32,
-      hidden=48,
-      layers=2,
-      heads=4,
-      kv_heads=2,
-      head_width=8,
-      positions=48,
-    )
+  llama = models.DecoderConfig(
+    vocabulary=tokenizer.get_vocab_size(),
+    width=32,
+    hidden=48,
+    layers=2,
+    heads=4,
+    kv_heads=2,
+    head_width=8,
+    positions=48,
   )
-  interop.save_hf(folder / 'decoder', decoder, decoder.init(jax.random.key(2)))
-  tokenizer.save(str(folder / 'decoder' / 'tokenizer.json'))
-  (folder / 'decoder' / 'tokenizer_config.json').write_text(json.dumps({'eos_token': EOS}))
+  gpt2 = dataclasses.replace(
+    llama,
+    model_type='gpt2',
+    kv_heads=4,
+    rope=None,
+    learned_positions=True,
+    norm='layer',
+    norm_bias=True,
+    activation='gelu_new',
+    gated=False,
+    qkv_bias=True,
+    o_bias=True,
+    mlp_bias=True,
+  )
+  for name, config in (('decoder', llama), ('gpt2', gpt2)):
+    decoder = models.decoder(config)
+    interop.save_hf(folder / name, decoder, decoder.init(jax.random.key(2)))
+    tokenizer.save(str(folder / name / 'tokenizer.json'))
+    (folder / name / 'tokenizer_config.json').write_text(json.dumps({'eos_token': EOS}))
   return folder
 
 

@@ -57,6 +57,18 @@ def job(configure, launch, tmp_path_factory):
   return make
 
 
+def test_an_adapter_that_no_file_can_hold_is_merged(configure, launch, files, tmp_path):
+  """GPT-2 holds q, k and v in one tensor: the run says so, and its export is a whole model."""
+  values = SHORT | PAIRS | {'model': str(files / 'gpt2')}
+  assert launch(configure('causal_lm', values), tmp_path / 'run') == 0
+  run = tuned.open_run(str(tmp_path / 'run'))
+  names = {path.name for path in (tmp_path / 'run' / 'export').iterdir()}
+  assert 'model.safetensors' in names and 'adapter_config.json' not in names
+  base, params = jt.interop.load(files / 'gpt2')
+  assert not np.allclose(outputs(run), outputs(run._replace(model=base, params=params)), atol=1e-5)
+  assert 'merged model' in (tmp_path / 'run' / 'report.html').read_text()
+
+
 def table(path):
   return list(csv.DictReader(io.StringIO(path.read_text(), newline='')))
 

@@ -7,6 +7,7 @@ from jaxtune.interop.families import decoder
 from jaxtune.interop.names import Family, Name
 from jaxtune.models import DecoderConfig
 
+
 def names(config: DecoderConfig) -> tuple[Name, ...]:
   """The table of all families with the layers of Llama."""
   return (
