@@ -19,7 +19,7 @@ from jaxtune.models.layers import LayerNorm, RMSNorm, activation, add_bias, drop
 from jaxtune.typing import Key, Params
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class BlockConfig:
   """Everything that fixes a layer's shapes and arithmetic.
 

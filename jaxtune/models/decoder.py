@@ -20,7 +20,7 @@ from jaxtune.models.spec import ModelSpec, Task, init_head
 from jaxtune.typing import InputError, Key, Params
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class DecoderConfig(BlockConfig):
   """Everything that fixes a decoder's shapes and arithmetic.
 

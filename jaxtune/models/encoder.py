@@ -38,7 +38,7 @@ class Head(NamedTuple):
   output_bias: bool = True
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class EncoderConfig(BlockConfig):
   """Everything that fixes an encoder's shapes and arithmetic.
 

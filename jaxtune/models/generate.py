@@ -101,6 +101,9 @@ def stream(
   sampling.check()
   check_prompts(model, prompts)
   _check(max_tokens, stop, tokenizer)
+  seeds = seed if isinstance(seed, Sequence) else [seed + row for row in range(len(prompts))]
+  if len(seeds) != len(prompts):
+    raise InputError(f'{len(seeds)} seeds for {len(prompts)} prompts; give one each, or the first')
   if not prompts:
     return iter(())
   limits = [min(max_tokens, model.config.positions - len(prompt)) for prompt in prompts]
@@ -108,7 +111,6 @@ def stream(
     _Row(number, limit, Text(tokenizer, stop) if tokenizer else None)
     for number, limit in enumerate(limits)
   ]
-  seeds = [seed + row for row in range(len(prompts))] if isinstance(seed, int) else seed
   keys = jnp.stack([jax.random.key(seed) for seed in seeds])
   tokens = _tokens(model, params, prompts, sampling, keys, dtype)
   return _pieces(rows, tokens, frozenset(eos))

@@ -3,7 +3,6 @@
 from collections.abc import Sequence
 
 import tokenizers
-from tokenizers.decoders import DecodeStream
 
 
 class Text:
@@ -16,23 +15,31 @@ class Text:
   def __init__(self, tokenizer: tokenizers.Tokenizer, stop: Sequence[str] = ()):
     self.stopped = False
     self._tokenizer, self._stop = tokenizer, stop
-    self._decoder = DecodeStream(skip_special_tokens=True)
+    # The latest tokens, of which the first `_given` are given out: what comes next is decoded
+    # behind them, because spaces at the beginning of a text are not as spaces within.
     self._tokens: list[int] = []
-    self._decoded = 0
+    self._given = 0
     self._held = ''
 
   def add(self, token: int) -> str:
     """What can be given out now; `stopped` is then true if a stop string is complete."""
     self._tokens.append(token)
-    return self._give(self._decoder.step(self._tokenizer, token) or '', self._stop)
+    new = self._new()
+    if not new or new.endswith('\ufffd'):  # the replacement of a character that is not complete
+      return ''
+    del self._tokens[: self._given]
+    self._given = len(self._tokens)
+    return self._give(new, self._stop)
 
   def finish(self) -> str:
     """The rest, when no token follows."""
-    rest = self._tokenizer.decode(self._tokens, skip_special_tokens=True)[self._decoded :]
-    return self._give(rest, ())
+    return self._give(self._new(), ())
+
+  def _new(self) -> str:
+    given = self._tokenizer.decode(self._tokens[: self._given])
+    return self._tokenizer.decode(self._tokens)[len(given) :]
 
   def _give(self, new: str, held_for: Sequence[str]) -> str:
-    self._decoded += len(new)
     text = self._held + new
     found = [at for stop in self._stop if (at := text.find(stop)) >= 0]
     if found:

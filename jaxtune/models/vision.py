@@ -17,7 +17,7 @@ from jaxtune.models.spec import ModelSpec, init_head
 from jaxtune.typing import InputError, Key, Params
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class VisionConfig(BlockConfig):
   """Everything that fixes the shapes and the arithmetic of an image model.
 

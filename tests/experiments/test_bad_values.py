@@ -120,7 +120,7 @@ def test_no_place_to_write(configure, launch, tmp_path, monkeypatch):
 def test_rows_of_ones_own(script, name, content, match, finished, command, tmp_path):
   if content is not None:
     (tmp_path / name).write_text(content)
-  target = tmp_path / 'out.csv'
+  target = tmp_path / {'predict': 'out.csv', 'evaluate': 'out.json'}[script]
   with pytest.raises(InputError, match=match) as caught:
     command(script, workdir=finished, input=tmp_path / name, data=tmp_path / name, output=target)
   assert_one_line(caught)

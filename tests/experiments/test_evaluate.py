@@ -271,3 +271,22 @@ def test_nothing_to_measure_and_nowhere_to_write():
     start.start(None, None)
   with pytest.raises(InputError, match=r'--output=rows.xml: .*\.html, \.json, \.jsonl'):
     start.start(None, None, path='rows.xml')
+
+
+@pytest.mark.slow
+def test_few_shot_smollm2_on_its_first_rows(shell, smollm2, reviews):
+  done = shell('evaluate', '--config=configs/few_shot_smollm2.py', '--config.evaluate.rows=32')
+  assert done.code == 0, done.err
+  found = json.loads(done.out.splitlines()[-1])
+  assert found['examples'] == 32
+  assert found['accuracy'] == pytest.approx(21 / 32, abs=1 / 32)
+  assert found['loss'] == pytest.approx(0.6796, abs=2e-3)
+
+
+@pytest.mark.slow
+def test_perplexity_smollm2_on_its_first_rows(shell, smollm2, reviews):
+  done = shell('evaluate', '--config=configs/perplexity_smollm2.py', '--config.evaluate.rows=8')
+  assert done.code == 0, done.err
+  found = json.loads(done.out.splitlines()[-1])
+  assert found['loss'] == pytest.approx(3.5384, abs=2e-3)
+  assert found['perplexity'] == pytest.approx(math.exp(found['loss']))

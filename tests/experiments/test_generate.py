@@ -2,6 +2,8 @@
 
 import importlib
 import json
+import pathlib
+import re
 import shutil
 from types import SimpleNamespace
 
@@ -220,3 +222,14 @@ def test_a_small_real_model_knows_the_capital_of_france(shell, smollm2):
   done = shell('generate', f'--model={smollm2}', '--prompt=What is the capital of France?')
   assert done.code == 0, done.err
   assert 'Paris' in done.out and 'tokens/s' in done.err.splitlines()[-1]
+
+
+@pytest.mark.slow
+def test_the_example_of_the_documentation(smollm2, capsys):
+  page = pathlib.Path(__file__).parents[2] / 'docs' / 'generate.md'
+  (block,) = re.findall(r'^```python\n(.*?)^```', page.read_text(encoding='utf-8'), re.M | re.S)
+  names: dict = {}
+  exec(compile(block.replace("'folder'", repr(str(smollm2))), str(page), 'exec'), names)
+  row = names['row']
+  assert (row.text, row.tokens[0], row.reason) == ('The capital of France is Paris.', 504, 'eos')
+  assert capsys.readouterr().out

@@ -1,8 +1,10 @@
 """Chat templates: text beside what transformers writes, and templates that go wrong."""
 
 import importlib.util
+import json
 
 import pytest
+import tokenizers
 
 from jaxtune import interop
 from jaxtune.interop import SpecialTokens, render_chat
@@ -136,7 +138,6 @@ def test_a_template_cannot_change_the_messages():
 @pytest.mark.parametrize('conversation', CONVERSATIONS)
 @pytest.mark.parametrize('template', [*TEMPLATES, 'smollm2'])
 def test_transformers_writes_the_same(template, conversation, prompted, smollm2):
-  import tokenizers
   import transformers
 
   theirs = transformers.PreTrainedTokenizerFast(
@@ -155,3 +156,41 @@ def test_transformers_writes_the_same(template, conversation, prompted, smollm2)
   )
   got = render_chat(special(text), CONVERSATIONS[conversation], prompted, SCHEMAS)
   assert got == want and len(got) > 30
+
+
+def test_the_special_tokens_of_a_folder(tmp_path):
+  tokens = ['<s>', '</s>', '<turn>', '<unk>']
+  tokenizer = tokenizers.Tokenizer(tokenizers.models.BPE())
+  tokenizer.add_special_tokens(tokens)
+  tokenizer.save(str(tmp_path / 'tokenizer.json'))
+  templates = [{'name': 'tool_use', 'template': 'T'}, {'name': 'default', 'template': CHATML}]
+  files = {
+    'tokenizer_config': {
+      'bos_token': {'content': '<s>', 'lstrip': False},
+      'eos_token': '</s>',
+      'unk_token': '<unk>',
+      'chat_template': templates,
+    },
+    'config': {'eos_token_id': 1},
+    'generation_config': {'eos_token_id': [1, 2]},
+  }
+  for name, values in files.items():
+    (tmp_path / f'{name}.json').write_text(json.dumps(values))
+  found = interop.special_tokens(tmp_path)
+  assert found[:5] == (0, 1, None, CHATML, (1, 2))
+  assert found.texts == {'bos_token': '<s>', 'eos_token': '</s>', 'unk_token': '<unk>'}
+  for name in ('tokenizer_config', 'generation_config'):
+    (tmp_path / f'{name}.json').unlink()
+  (tmp_path / 'config.json').write_text(json.dumps({'bos_token_id': 0, 'eos_token_id': [1, 2]}))
+  found = interop.special_tokens(tmp_path)
+  assert found == (0, 1, None, None, (1, 2), {'bos_token': '<s>', 'eos_token': '</s>'})
+
+
+def test_the_special_tokens_of_a_gguf(smollm2):
+  found = interop.special_tokens(smollm2)
+  assert found.ends == (found.eos,) == (2,)
+  assert found.texts == {
+    'bos_token': '<|im_start|>',
+    'eos_token': '<|im_end|>',
+    'pad_token': '<|im_end|>',
+  }

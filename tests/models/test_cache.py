@@ -37,43 +37,33 @@ CONFIGS = {
     BASE, experts=4, experts_per_token=2, expert_hidden=8, sparse=(True, False, True, True)
   ),
 }
-TOKENS = np.random.default_rng(0).integers(0, 30, (2, 11))
+TOKENS = np.random.default_rng(0).integers(0, 30, (2, 12))
+PIECES = (slice(0, 4), slice(4, 8), slice(8, 12))  # of one length, so that one program serves all
 
 
 @pytest.mark.parametrize('name', CONFIGS)
 def test_pieces_are_the_whole(name):
+  """Also the pieces of a shorter row that is padded on the left, as they are without padding."""
   model = models.build(CONFIGS[name])
-  params = model.init(jax.random.key(1))
-  want = model.features(params, TOKENS)
-  cache = model.start_cache(2, 16)
-  parts = []
-  for piece in (TOKENS[:, :6], TOKENS[:, 6:7], TOKENS[:, 7:]):
-    part, cache = model.extend(params, jnp.asarray(piece), cache)
+  params = jax.jit(model.init)(jax.random.key(1))
+  tokens, mask = TOKENS.copy(), np.ones((2, 12), bool)
+  tokens[1, :5], mask[1, :5] = 0, False
+  extend, cache, parts = jax.jit(model.extend), model.start_cache(2, 16), []
+  for piece in PIECES:
+    part, cache = extend(params, tokens[:, piece], cache, mask[:, piece])
     parts.append(part)
-  np.testing.assert_allclose(jnp.concatenate(parts, axis=1), want, rtol=2e-4, atol=2e-5)
-  assert int(cache.length) == 11 and cache.positions.tolist() == [11, 11]
-
-
-@pytest.mark.parametrize('name', CONFIGS)
-def test_a_shorter_row_padded_on_the_left_is_as_it_is_alone(name):
-  model = models.build(CONFIGS[name])
-  params = model.init(jax.random.key(1))
-  want = model.features(params, TOKENS[1:, :6])
-  tokens = TOKENS.copy()
-  tokens[1] = np.concatenate([np.zeros(5, int), TOKENS[1, :6]])
-  mask = np.ones((2, 11), bool)
-  mask[1, :5] = False
-  cache = model.start_cache(2, 16)
-  first, cache = model.extend(params, tokens[:, :9], cache, mask[:, :9])
-  second, cache = model.extend(params, tokens[:, 9:], cache)
-  got = jnp.concatenate([first[1, 5:], second[1]])
-  np.testing.assert_allclose(got, want[0], rtol=2e-4, atol=2e-5)
-  assert cache.positions.tolist() == [11, 6]
+  got = jnp.concatenate(parts, axis=1)
+  features = jax.jit(model.features)
+  np.testing.assert_allclose(got[0], features(params, tokens)[0], rtol=2e-4, atol=2e-5)
+  # Padded on the right in place of the left, which changes nothing for the tokens themselves.
+  alone = np.roll(tokens, -5, axis=1)
+  np.testing.assert_allclose(got[1, 5:], features(params, alone)[1, :7], rtol=2e-4, atol=2e-5)
+  assert int(cache.length) == 12 and cache.positions.tolist() == [12, 7]
 
 
 def test_a_cache_in_half_precision_holds_what_it_can():
   model = models.build(BASE)
-  params = model.init(jax.random.key(1))
+  params = jax.jit(model.init)(jax.random.key(1))
   out, cache = model.extend(params, TOKENS, model.start_cache(2, 16, jnp.bfloat16))
   assert cache.keys.dtype == jnp.bfloat16 and out.dtype == jnp.float32
   np.testing.assert_allclose(out, model.features(params, TOKENS), rtol=0.1, atol=0.15)

@@ -7,7 +7,7 @@ import tokenizers
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from jaxtune import adapt, models
+from jaxtune import adapt, models, shard
 from jaxtune.models import Sampling, generate, stream
 from jaxtune.models.text import Text
 from jaxtune.typing import InputError
@@ -85,6 +85,15 @@ def test_long_prompts_and_long_texts_grow_out_of_their_first_sizes(monkeypatch):
   assert generate(MODEL, PARAMS, prompts, max_tokens=30) == want
 
 
+def test_sharded_parameters_write_the_same():
+  mesh = shard.mesh({'data': 1, 'fsdp': 8})
+  params = jax.device_put(PARAMS, shard.param_shardings(mesh, PARAMS, MODEL.axes(PARAMS)))
+  assert not params['embed']['tokens'].is_fully_replicated
+  assert generate(MODEL, params, PROMPTS, max_tokens=6) == generate(
+    MODEL, PARAMS, PROMPTS, max_tokens=6
+  )
+
+
 def test_similar_lengths_compile_once():
   step = generate.__globals__['_step']
   generate(MODEL, PARAMS, [[1] * 17], max_tokens=2)
@@ -126,6 +135,7 @@ def test_no_prompts_give_no_texts():
     ([[1], [1, 40]], {}, 'prompt 2 has the token 40, but the vocabulary of the model has 40'),
     ([[-1]], {}, 'prompt 1 has the token -1'),
     ([[1]], {'max_tokens': 0}, 'max_tokens is 0'),
+    ([[1]], {'seed': [1, 2]}, '2 seeds for 1 prompts'),
     ([[1]], {'stop': 'abc'}, "stop is 'abc'; it must be a list"),
     ([[1]], {'stop': ['']}, 'none of them empty'),
     ([[1]], {'stop': ['a']}, 'give the tokenizer'),
@@ -168,9 +178,32 @@ def pieces_of(tokenizer, tokens, stop=()):
 
 
 @settings(deadline=None, max_examples=100)
-@given(tokens=st.lists(st.integers(0, 258), max_size=12))
+@given(tokens=st.lists(st.integers(0, 270), max_size=12))  # the tokenizer has 259
 def test_any_tokens_give_their_text_in_pieces(tokenizer, tokens):
   assert ''.join(pieces_of(tokenizer, tokens)[0]) == tokenizer.decode(tokens)
+
+
+def sentencepiece():
+  """Spaces are a part of tokens, but not at the beginning of a text; bytes are tokens as well."""
+  vocabulary = {token: i for i, token in enumerate(['<unk>', '▁', 'a', '▁a', '▁b'])}
+  vocabulary |= {f'<0x{byte:02X}>': 5 + i for i, byte in enumerate('é€'.encode())}
+  made = tokenizers.Tokenizer(tokenizers.models.BPE(vocab=vocabulary, merges=[]))
+  kinds = tokenizers.decoders
+  steps = [kinds.Replace('▁', ' '), kinds.ByteFallback(), kinds.Fuse(), kinds.Strip(' ', 1, 0)]
+  made.decoder = kinds.Sequence(steps)
+  return made
+
+
+@settings(deadline=None, max_examples=100)
+@given(
+  parts=st.lists(st.sampled_from([[1], [2], [3], [4], [5, 6], [7, 8, 9], [7]]), max_size=8),
+)
+def test_spaces_and_bytes_of_sentencepiece(parts):
+  tokenizer = sentencepiece()
+  tokens = [token for part in parts for token in part]
+  text = ''.join(pieces_of(tokenizer, tokens)[0])
+  # Of bytes that are no characters it depends on their neighbours what becomes of them.
+  assert [7] in parts or text == tokenizer.decode(tokens)
 
 
 @settings(deadline=None, max_examples=200)

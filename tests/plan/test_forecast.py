@@ -8,7 +8,7 @@ from jaxtune import losses, models, optim, plan, train, tree
 
 def test_forecast_from_shapes_counts_what_the_step_holds():
   config = models.DecoderConfig(
-    128, width=32, hidden=64, layers=2, heads=4, kv_heads=2, head_width=8
+    vocabulary=128, width=32, hidden=64, layers=2, heads=4, kv_heads=2, head_width=8
   )
   model = models.decoder(config)
   optimizer = optim.create('adamw', 1e-3)

@@ -112,7 +112,9 @@ def test_the_optimizer_gets_the_weight_of_the_batch():
 def test_accumulation_equals_the_large_batch(accumulate):
   """Rows have very different numbers of supervised tokens: means of means would be wrong."""
   model = models.decoder(
-    models.DecoderConfig(50, width=16, hidden=32, layers=2, heads=2, kv_heads=1, head_width=8)
+    models.DecoderConfig(
+      vocabulary=50, width=16, hidden=32, layers=2, heads=2, kv_heads=1, head_width=8
+    )
   )
   params = model.init(jax.random.key(0))
   rng = np.random.default_rng(1)
