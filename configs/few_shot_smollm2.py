@@ -3,8 +3,8 @@ r"""Asks SmolLM2 for labels of movie reviews, with a few answered reviews ahead 
   python -m experiments.evaluate --config=configs/few_shot_smollm2.py
 
 With four reviews shown it finds the label of 0.703 of 512 reviews (95% interval 0.662 to 0.741), F1
-is 0.701 and Matthews' correlation 0.407; it takes 3 minutes on 2 CPU cores. Zero-shot, one-shot, and
-with other examples:
+is 0.701 and Matthews' correlation 0.407; it takes 2 minutes on 2 CPU cores. Zero-shot, one-shot,
+and with other examples:
 
   ... --config.evaluate.shots=0
   ... --config.evaluate.shots=1 --config.evaluate.seed=1

@@ -46,7 +46,10 @@ def measure(run: Tuned, rows: Sequence[build.Record]) -> Measured:
     }
     for example, nats, tokens in zip(part.examples, found['nats'], found['tokens'], strict=True)
   ]
-  return Measured(values, lines, None, by_head.notes(part, config.data.max_length))
+  remarks = by_head.notes(part, config.data.max_length)
+  if len(lines) != len(rows):
+    remarks.append(f'{len(lines):,} sequences of up to {config.data.max_length} tokens')
+  return Measured(values, lines, None, remarks)
 
 
 def _exp(nats: float) -> float:

@@ -16,7 +16,7 @@ from experiments.tuned import Tuned
 from jaxtune import data, interop
 from jaxtune.data import few_shot
 from jaxtune.data.batch import Batch
-from jaxtune.data.by_length import MULTIPLE
+from jaxtune.data.by_length import padded_length
 from jaxtune.models import likelihood
 from jaxtune.typing import InputError
 
@@ -81,7 +81,7 @@ def word_nats(run: Tuned, asked: few_shot.Prompts) -> np.ndarray:
   words = np.zeros((len(asked.words), longest), np.int32)
   mask = np.arange(longest) < np.array([len(word) for word in asked.words])[:, None]
   words[mask] = np.concatenate(asked.words)
-  rest = max(len(row['tokens']) for row in asked.rows) + MULTIPLE  # padded up to one
+  rest = padded_length(max(len(row['tokens']) for row in asked.rows))
   size = len(asked.prefix) + rest + longest
   remember = functools.partial(likelihood.remember, run.model, size=size)
   cache = jax.jit(remember)(run.params, jnp.asarray(asked.prefix))

@@ -8,21 +8,15 @@ from jaxtune.data.batch import Batch, eval_batches
 from jaxtune.data.encode import Example
 from jaxtune.typing import InputError
 
-MULTIPLE = 32  # tokens: half of them pad a row on average, and each multiple compiles once
-
 
 def by_length(
-  examples: Sequence[Example],
-  batch_size: int,
-  *,
-  limit: int | None = None,
-  multiple: int = MULTIPLE,
+  examples: Sequence[Example], batch_size: int, *, limit: int | None = None
 ) -> Iterator[tuple[np.ndarray, Batch]]:
   """Pairs of places `[n]` in `examples` and a batch of them, the longest first.
 
-  The batches are those of `eval_batches`, padded on the right to the next multiple of `multiple`
-  tokens, but not beyond `limit`, which a model's positions may set. Each shape compiles once. Rows
-  behind the first n only fill the batch and have weight 0.
+  The batches are those of `eval_batches`, padded on the right to `padded_length` tokens, but not
+  beyond `limit`, which a model's positions may set. Rows behind the first n only fill the batch and
+  have weight 0.
 
   Raises:
     InputError: batch_size is below 1.
@@ -34,7 +28,16 @@ def by_length(
   for start in range(0, len(order), batch_size):
     places = order[start : start + batch_size]
     longest = int(lengths[places[0]])
-    width = -(-longest // multiple) * multiple
+    width = padded_length(longest)
     width = width if limit is None else max(longest, min(width, limit))
     (batch,) = eval_batches([examples[i] for i in places], batch_size, max_length=width)
     yield places, batch
+
+
+def padded_length(tokens: int) -> int:
+  """The next of 32, 64, 96, 128, 192, 256, 384, 512, ...: each compiles once, which takes seconds.
+
+  Quarters of the power of two above, so at most a third of a batch is padding.
+  """
+  step = max(32, (1 << (tokens - 1).bit_length()) // 4)
+  return -(-tokens // step) * step

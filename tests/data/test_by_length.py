@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from jaxtune.data.by_length import by_length
+from jaxtune.data.by_length import by_length, padded_length
 from jaxtune.typing import InputError
 
 
@@ -21,11 +21,18 @@ def test_every_example_comes_once_the_longest_first():
 
 
 def test_the_last_batch_is_filled_with_rows_of_no_weight():
-  ((places, batch),) = by_length(examples(5, 6, 7), 4, multiple=8)
+  ((places, batch),) = by_length(examples(5, 6, 7), 4)
   assert places.tolist() == [2, 1, 0]
   np.testing.assert_array_equal(batch['weight'], [1, 1, 1, 0])
   np.testing.assert_array_equal(batch['label'], [2, 1, 0, 0])
-  assert batch['tokens'].shape == (4, 8)
+  assert batch['tokens'].shape == (4, 32)
+
+
+def test_few_lengths_and_little_padding():
+  widths = [padded_length(n) for n in range(1, 4097)]
+  assert sorted(set(widths))[:9] == [32, 64, 96, 128, 192, 256, 384, 512, 768]
+  assert all(n <= width <= max(32 * -(-n // 32), 1.5 * n) for n, width in enumerate(widths, 1))
+  assert len(set(widths)) == 14
 
 
 def test_padding_ends_at_the_limit():
