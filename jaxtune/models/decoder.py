@@ -186,11 +186,13 @@ def _extend(
   held = lax.dynamic_update_slice(cache.mask, real, (jnp.int32(0), cache.length))
   positions = cache.positions[:, None] + jnp.cumsum(real, axis=1, dtype=jnp.int32)
   slots = jnp.arange(cache.mask.shape[1])
-  distance = (cache.length + jnp.arange(length))[:, None] - slots[None]
+  behind = slots[None] <= (cache.length + jnp.arange(length))[:, None]
+  # A window counts real tokens: padding may lie between a row and what it goes on from.
+  distance = positions[:, :, None] - jnp.cumsum(held, axis=1, dtype=jnp.int32)[:, None]
 
   def bias(window: int) -> jax.Array:
-    near = (distance >= 0) & (distance < window) if window else distance >= 0
-    return ops.hidden(near[None] & held[:, None])
+    seen = behind[None] & held[:, None]
+    return ops.hidden(seen & (distance < window) if window else seen)
 
   earlier = jnp.maximum(positions - 1, 0)
   see = _views(config, earlier, bias)
