@@ -13,7 +13,7 @@ from jaxtune.typing import InputError
 
 def model():
   config = models.DecoderConfig(
-    64, width=32, hidden=48, layers=2, heads=4, kv_heads=2, head_width=8
+    vocabulary=64, width=32, hidden=48, layers=2, heads=4, kv_heads=2, head_width=8
   )
   model = models.decoder(config)
   return model, model.init(jax.random.key(0))
