@@ -90,7 +90,7 @@ def new_folder(
     if folder.exists():
       os.rename(folder, old)
     os.rename(fresh, folder)
-  except safetensors.SafetensorError as error:
+  except (safetensors.SafetensorError, OSError) as error:
     raise OSError(f'{folder}: cannot be written ({error}); make room') from None
   finally:
     for leftover in (fresh, old):
