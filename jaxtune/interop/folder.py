@@ -15,7 +15,7 @@ from jaxtune.interop.families import family_named
 from jaxtune.interop.names import Family, Name, bare_name
 from jaxtune.interop.tensors import Tensor, open_safetensors
 from jaxtune.models import ModelSpec, build
-from jaxtune.models.spec import Task
+from jaxtune.models.spec import Task, no_head
 from jaxtune.typing import InputError, Params
 
 # How the classes that `architectures` names end, by what their head does.
@@ -73,7 +73,7 @@ def open_folder(folder: pathlib.Path) -> Checkpoint:
   model = build(config)
   wanted = model.shapes()
   if task == 'features' and model.task != task:
-    model = dataclasses.replace(model, task=task, head=lambda params, features, mask=None: features)
+    model = dataclasses.replace(model, task=task, head=no_head)
     wanted = {key: value for key, value in wanted.items() if key != 'head'}
   if any(name.startswith('pooler.') for name in tensors):
     # Under another head it is kept for the classifier that may be made of the model.

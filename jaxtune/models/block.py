@@ -7,7 +7,8 @@ rotation).
 
 import dataclasses
 import functools
-from typing import NamedTuple
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
 import flax.linen as nn
 import jax
@@ -15,7 +16,8 @@ import jax.numpy as jnp
 from jax import lax
 
 from jaxtune import ops
-from jaxtune.models.layers import LayerNorm, RMSNorm, activation, add_bias, dropout
+from jaxtune.models import stack
+from jaxtune.models.layers import LayerNorm, RMSNorm, activation, add_bias, apply, dropout
 from jaxtune.typing import Key, Params
 
 
@@ -138,8 +140,22 @@ class Memory(NamedTuple):
   start: jax.Array
 
 
-def view(config: BlockConfig, index: jax.Array, far: View, near: View) -> View:
-  """What layer `index` sees: `near` where it has the window, `far` where not."""
+def views(
+  config: BlockConfig, positions: jax.Array, bias: Callable[[int], jax.Array | None]
+) -> Callable[[jax.Array], View]:
+  """What a layer sees, by its number; `bias` is a function of the window."""
+
+  def one(rope: ops.Rope | None, window: int) -> View:
+    table = None if rope is None else ops.rope_table(positions, config.head_width, rope)
+    return View(table, bias(window))
+
+  far = one(config.rope, 0)
+  near = one(config.local_rope or config.rope, config.window) if config.window else far
+  return lambda index: _view(config, index, far, near)
+
+
+def _view(config: BlockConfig, index: jax.Array, far: View, near: View) -> View:
+  """`near` where the layer has the window, `far` where not."""
   if config.window and not config.local:
     far = near
   if config.window and config.local and any(config.local):
@@ -159,6 +175,26 @@ def layer_kinds(config: BlockConfig) -> list[tuple[bool, bool]]:
   return [(config.first_norm or i > 0, sparse[i]) for i in range(config.layers)]
 
 
+def run(
+  config: BlockConfig,
+  layers: Params,
+  x: jax.Array,
+  batch: int,
+  see: Callable[[jax.Array], View],
+  key: Key | None,
+  causal: bool,
+) -> jax.Array:
+  """Embeddings `[B*T, D]` through a stack of layers; dropout, of them too, where a key is given."""
+  if key is not None:
+    key, own = jax.random.split(key)
+    x = dropout(x, config.dropout, own)
+
+  def layer(params: Params, x: jax.Array, index: jax.Array, key: Key | None) -> jax.Array:
+    return apply(block(config, params, causal), params, x, batch, see(index), key)[0]
+
+  return stack.scan_stack(layer, layers, x, key, config.remat)
+
+
 def block(config: BlockConfig, params: Params, causal: bool) -> 'Block':
   """The module of a layer with these parameters."""
   return Block(config, causal, 'attn_norm' in params, 'experts' in params)
@@ -166,6 +202,14 @@ def block(config: BlockConfig, params: Params, causal: bool) -> 'Block':
 
 def _normal(config: BlockConfig):
   return nn.initializers.normal(config.init_scale)
+
+
+def _dense(module: Any, name: str, x: jax.Array, size: int, biased: bool) -> jax.Array:
+  """`x W`, plus a bias, with the module's own parameters."""
+  x = ops.dot(x, module.param(name, _normal(module.config), (x.shape[-1], size)))
+  if not biased:
+    return x
+  return add_bias(x, module.param(f'{name}_bias', nn.initializers.zeros, (size,)))
 
 
 def norm(config: BlockConfig, name: str | None = None) -> nn.Module:
@@ -197,15 +241,8 @@ class Attention(nn.Module):
     c = self.config
     source = x if source is None else source
 
-    def dense(name: str, y: jax.Array, size: int, biased: bool) -> jax.Array:
-      weight = self.param(name, _normal(c), (y.shape[-1], size))
-      y = ops.dot(y, weight)
-      if not biased:
-        return y
-      return add_bias(y, self.param(f'{name}_bias', nn.initializers.zeros, (size,)))
-
     def heads(name: str, y: jax.Array, count: int) -> jax.Array:
-      y = dense(name, y, count * c.head_width, c.qkv_bias)
+      y = _dense(self, name, y, count * c.head_width, c.qkv_bias)
       y = y.reshape(batch, -1, count, c.head_width)
       if name == 'v':
         return y
@@ -234,7 +271,7 @@ class Attention(nn.Module):
       cap=c.attention_cap,
     )
     y = y.reshape(x.shape[0], c.heads * c.head_width)
-    return dense('o', y, c.width, c.o_bias), memory
+    return _dense(self, 'o', y, c.width, c.o_bias), memory
 
 
 class MLP(nn.Module):
@@ -246,18 +283,13 @@ class MLP(nn.Module):
   def __call__(self, x: jax.Array) -> jax.Array:
     c = self.config
 
-    def dense(name: str, y: jax.Array, size: int) -> jax.Array:
-      y = ops.dot(y, self.param(name, _normal(c), (y.shape[-1], size)))
-      if not c.mlp_bias:
-        return y
-      return add_bias(y, self.param(f'{name}_bias', nn.initializers.zeros, (size,)))
-
     act = activation(c.activation)
     if c.gated:
-      y = act(dense('gate', x, c.hidden)) * dense('up', x, c.hidden)
+      y = act(_dense(self, 'gate', x, c.hidden, c.mlp_bias))
+      y = y * _dense(self, 'up', x, c.hidden, c.mlp_bias)
     else:
-      y = act(dense('up', x, c.hidden))
-    return dense('down', y, c.width)
+      y = act(_dense(self, 'up', x, c.hidden, c.mlp_bias))
+    return _dense(self, 'down', y, c.width, c.mlp_bias)
 
 
 class Router(nn.Module):

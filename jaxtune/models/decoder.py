@@ -15,7 +15,8 @@ from jax import lax
 from jaxtune import ops
 from jaxtune.models import block, stack
 from jaxtune.models.block import BlockConfig, Memory, View
-from jaxtune.models.layers import apply, dropout
+from jaxtune.models.layers import apply
+from jaxtune.models.pooling import pool
 from jaxtune.models.spec import ModelSpec, Task, init_head
 from jaxtune.typing import InputError, Key, Params
 
@@ -70,7 +71,7 @@ class Cache(NamedTuple):
 def _init(config: DecoderConfig, key: Key) -> Params:
   embed_key, stack_key, head_key, position_key = jax.random.split(key, 4)
   x, origin = jnp.zeros((1, config.width)), jnp.zeros((1, 1), jnp.int32)
-  see = _views(config, origin, lambda window: None)
+  see = block.views(config, origin, lambda window: None)
 
   def layer(key: Key, kind: tuple[bool, bool]) -> Params:
     return block.Block(config, True, *kind).init(key, x, 1, see(origin[0, 0]))['params']
@@ -90,20 +91,6 @@ def _init(config: DecoderConfig, key: Key) -> Params:
   if config.each_token:
     params['head']['dense_bias'] = jnp.zeros((config.outputs,))
   return params
-
-
-def _views(
-  config: DecoderConfig, positions: jax.Array, bias: Callable[[int], jax.Array | None]
-) -> Callable[[jax.Array], View]:
-  """What a layer sees, by its number; `bias` is a function of the window."""
-
-  def one(rope: ops.Rope | None, window: int) -> View:
-    table = None if rope is None else ops.rope_table(positions, config.head_width, rope)
-    return View(table, bias(window))
-
-  far = one(config.rope, 0)
-  near = one(config.local_rope or config.rope, config.window) if config.window else far
-  return lambda index: block.view(config, index, far, near)
 
 
 def _embed(
@@ -137,7 +124,7 @@ def enter(
   def bias(window: int) -> jax.Array | None:
     return ops.attention_bias(mask, segments, causal=True, length=length, window=window)
 
-  return _views(config, positions, bias), _embed(config, params, tokens, positions)
+  return block.views(config, positions, bias), _embed(config, params, tokens, positions)
 
 
 def _features(
@@ -152,14 +139,7 @@ def _features(
 ) -> jax.Array:
   batch, length = tokens.shape
   see, x = enter(config, params, tokens, mask, positions, segments)
-  if key is not None:
-    key, embed_key = jax.random.split(key)
-    x = dropout(x, config.dropout, embed_key)
-
-  def layer(params: Params, x: jax.Array, index: jax.Array, key: Key | None) -> jax.Array:
-    return apply(block.block(config, params, True), params, x, batch, see(index), key)[0]
-
-  x = stack.scan_stack(layer, params['decoder'], x, key, config.remat)
+  x = block.run(config, params['decoder'], x, batch, see, key, causal=True)
   return apply(block.norm(config), params['norm'], x).reshape(batch, length, config.width)
 
 
@@ -195,7 +175,7 @@ def _extend(
     return ops.hidden(seen & (distance < window) if window else seen)
 
   earlier = jnp.maximum(positions - 1, 0)
-  see = _views(config, earlier, bias)
+  see = block.views(config, earlier, bias)
 
   def layer(params: Params, state: Any, index: jax.Array, key: Key | None) -> Any:
     x, keys, values = state
@@ -228,12 +208,7 @@ def _classify(
   """One matrix on every token, or on the last real one: only it has seen the whole text."""
   if config.each_token:
     return ops.dot(features, params['head']['dense']) + params['head']['dense_bias'][None, None]
-  batch, length = features.shape[:2]
-  if mask is None:
-    last = jnp.full((batch,), length - 1)
-  else:
-    last = jnp.max(jnp.where(mask, jnp.arange(length)[None], 0), axis=1)
-  return ops.dot(features[jnp.arange(batch), last], params['head']['dense'])
+  return ops.dot(pool(features, mask, 'last'), params['head']['dense'])
 
 
 def decoder(config: DecoderConfig) -> ModelSpec:

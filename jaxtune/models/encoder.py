@@ -16,7 +16,7 @@ import jax.numpy as jnp
 from jaxtune import ops
 from jaxtune.models import block, stack
 from jaxtune.models.block import BlockConfig, View
-from jaxtune.models.layers import activation, add_bias, apply, dropout
+from jaxtune.models.layers import activation, add_bias, apply, dense
 from jaxtune.models.pooling import pool
 from jaxtune.models.spec import ModelSpec, Task, init_head
 from jaxtune.typing import InputError, Key, Params
@@ -144,7 +144,7 @@ def _init(config: EncoderConfig, key: Key) -> Params:
   def layer(key: Key, kind: tuple[bool, bool]) -> Params:
     return block.Block(config, False, *kind).init(key, x, 1, see(tokens[0, 0]))['params']
 
-  def dense(key: Key, name: str, outputs: int, biased: bool) -> Params:
+  def fresh(key: Key, name: str, outputs: int, biased: bool) -> Params:
     made = {name: init_head(key, config.width, outputs, config.init_scale)}
     return made | ({f'{name}_bias': jnp.zeros((outputs,))} if biased else {})
 
@@ -156,14 +156,14 @@ def _init(config: EncoderConfig, key: Key) -> Params:
     params['norm'] = block.norm(config).init(key, x)['params']
   task, kind = _task(config), _head(config)
   if _pools(config) or (config.pooler and task == 'features'):
-    params['pooler'] = dense(hidden_key, 'dense', config.width, True)
+    params['pooler'] = fresh(hidden_key, 'dense', config.width, True)
   if task == 'features':
     return params
-  head = dense(head_key, 'dense', config.outputs or config.vocabulary, kind.output_bias)
+  head = fresh(head_key, 'dense', config.outputs or config.vocabulary, kind.output_bias)
   if task == 'masked_lm' and config.tied:
     del head['dense']
   if kind.activation:
-    head |= dense(hidden_key, 'hidden', config.width, kind.bias)
+    head |= fresh(hidden_key, 'hidden', config.width, kind.bias)
   if kind.norm:
     head['norm'] = block.norm(config).init(key, x)['params']
   return params | {'head': head}
@@ -200,15 +200,12 @@ def _views(
   """What a layer sees, by its number."""
   if config.window and mask is None:
     mask = jnp.ones(positions.shape, bool)  # both kinds of layers then have a bias to choose from
-
-  def one(rope: ops.Rope | None, window: int) -> View:
-    table = None if rope is None else ops.rope_table(positions, config.head_width, rope)
-    length = positions.shape[1]
-    return View(table, ops.attention_bias(mask, segments, False, length, window))
-
-  far = one(config.rope, 0)
-  near = one(config.local_rope or config.rope, config.window) if config.window else far
-  return lambda index: block.view(config, index, far, near)
+  length = positions.shape[1]
+  return block.views(
+    config,
+    positions,
+    lambda window: ops.attention_bias(mask, segments, False, length, window),
+  )
 
 
 def _features(
@@ -228,14 +225,7 @@ def _features(
   positions = _positions(config, tokens, mask, positions)
   see = _views(config, positions, mask, segments)
   x = apply(Embed(config), params['embed'], tokens, positions, types)
-  if key is not None:
-    key, embed_key = jax.random.split(key)
-    x = dropout(x, config.dropout, embed_key)
-
-  def layer(params: Params, x: jax.Array, index: jax.Array, key: Key | None) -> jax.Array:
-    return apply(block.block(config, params, False), params, x, batch, see(index), key)[0]
-
-  x = stack.scan_stack(layer, params['encoder'], x, key, config.remat)
+  x = block.run(config, params['encoder'], x, batch, see, key, causal=False)
   if config.order == 'pre':
     x = apply(block.norm(config), params['norm'], x)
   return x.reshape(batch, length, config.width)
@@ -252,22 +242,17 @@ def _outputs(
     features = pool(features, mask, config.pooling)
   head, x = params['head'], features.reshape(-1, config.width)
   if _pools(config):
-    x = jnp.tanh(_dense(params['pooler'], 'dense', x))
+    x = jnp.tanh(dense(params['pooler'], 'dense', x))
   if kind.activation:
-    x = activation(kind.activation)(_dense(head, 'hidden', x))
+    x = activation(kind.activation)(dense(head, 'hidden', x))
   if kind.norm:
     x = apply(block.norm(config), head['norm'], x)
   if task == 'masked_lm' and config.tied:
     x = ops.dot_transposed(x, params['embed']['tokens'])
     x = add_bias(x, head['dense_bias']) if kind.output_bias else x
   else:
-    x = _dense(head, 'dense', x)
+    x = dense(head, 'dense', x)
   return x.reshape(*features.shape[:-1], -1)
-
-
-def _dense(params: Params, name: str, x: jax.Array) -> jax.Array:
-  x = ops.dot(x, params[name])
-  return add_bias(x, params[f'{name}_bias']) if f'{name}_bias' in params else x
 
 
 def encoder(config: EncoderConfig) -> ModelSpec:

@@ -13,7 +13,7 @@ from jaxtune import ops
 from jaxtune.models import block, stack
 from jaxtune.models.block import MLP, Attention, BlockConfig, Memory, View
 from jaxtune.models.layers import apply, dropout
-from jaxtune.models.spec import ModelSpec, init_head
+from jaxtune.models.spec import ModelSpec, init_head, no_head
 from jaxtune.typing import InputError, Key, Params
 
 
@@ -175,12 +175,8 @@ def encode(
   if mask is not None:
     bias = bias + ops.hidden(mask)[:, None, None]
   view = View(None, bias)
-  x, key = _embed(config, params, tokens, key)
-
-  def layer(params: Params, x: jax.Array, index: jax.Array, key: Key | None) -> jax.Array:
-    return apply(block.block(config, params, False), params, x, batch, view, key)[0]
-
-  x = stack.scan_stack(layer, params['encoder'], x, key, config.remat)
+  x = ops.take(params['embed']['tokens'], tokens).reshape(-1, config.width)
+  x = block.run(config, params['encoder'], x, batch, lambda index: view, key, causal=False)
   return apply(block.norm(config), params['encoder_norm'], x).reshape(batch, length, config.width)
 
 
@@ -211,24 +207,16 @@ def decode(
   own = View(None, bias)
   other = View(None, None if mask is None else ops.hidden(mask)[:, None])
   source = states.reshape(-1, config.width)
-  x, key = _embed(config, params, targets, key)
+  x = ops.take(params['embed']['tokens'], targets).reshape(-1, config.width)
+  if key is not None:
+    key, embed_key = jax.random.split(key)
+    x = dropout(x, config.dropout, embed_key)
 
   def layer(params: Params, x: jax.Array, index: jax.Array, key: Key | None) -> jax.Array:
     return apply(DecoderBlock(config), params, x, batch, own, source, other, key)[0]
 
   x = stack.scan_stack(layer, params['decoder'], x, key, config.remat)
   return apply(block.norm(config), params['decoder_norm'], x).reshape(batch, length, config.width)
-
-
-def _embed(
-  config: EncoderDecoderConfig, params: Params, tokens: jax.Array, key: Key | None
-) -> tuple[jax.Array, Key | None]:
-  """`[B, T] -> [B*T, D]`, and the key for what follows."""
-  x = ops.take(params['embed']['tokens'], tokens).reshape(-1, config.width)
-  if key is None:
-    return x, None
-  key, own = jax.random.split(key)
-  return dropout(x, config.dropout, own), key
 
 
 def _features(
@@ -282,8 +270,6 @@ def encoder_decoder(config: EncoderDecoderConfig) -> ModelSpec:
     task='features' if alone else 'seq2seq',
     init=functools.partial(_init, config),
     features=functools.partial(_features, config),
-    head=(lambda params, features, mask=None: features)
-    if alone
-    else functools.partial(_logits, config),
+    head=no_head if alone else functools.partial(_logits, config),
     axis_rules=AXES,
   )

@@ -39,6 +39,12 @@ def add_bias(x: jax.Array, bias: jax.Array) -> jax.Array:
   return x + bias.astype(x.dtype)[None, :]
 
 
+def dense(params: Params, name: str, x: jax.Array) -> jax.Array:
+  """`[N, in] -> [N, out]` with the matrix of that name, and with its bias where there is one."""
+  x = ops.dot(x, params[name])
+  return add_bias(x, params[f'{name}_bias']) if f'{name}_bias' in params else x
+
+
 def dropout(x: jax.Array, rate: float, key: Key | None) -> jax.Array:
   """Zeroes entries with probability `rate` and scales the rest by `1 / (1 - rate)`, given a key."""
   if key is None or rate == 0.0:

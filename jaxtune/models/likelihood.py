@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
+from jaxtune.models.pooling import pool
 from jaxtune.models.spec import ModelSpec
 from jaxtune.typing import Batch, InputError, Params
 
@@ -116,19 +117,18 @@ def word_likelihood(
     word_mask: bool `[C, W]`.
   """
   start, extend = _memory(model)
-  rows, length = tokens.shape
+  rows = tokens.shape[0]
   cache = jax.tree.map(
     lambda one, many: jnp.broadcast_to(one, many.shape),
     cache,
     jax.eval_shape(lambda: start(rows, cache.mask.shape[1])),
   )
   features, cache = extend(params, tokens, cache, mask)
-  last = jnp.max(jnp.where(mask, jnp.arange(length)[None], 0), axis=1)
 
   def log_p(features: jax.Array) -> jax.Array:
     return jax.nn.log_softmax(model.head(params, features).astype(jnp.float32), axis=-1)
 
-  first = log_p(features[jnp.arange(rows), last])[:, words[:, 0]]  # [B, C]
+  first = log_p(pool(features, mask, 'last'))[:, words[:, 0]]  # [B, C]
   if words.shape[1] == 1:
     return first
 

@@ -8,13 +8,8 @@ import jax
 from flax import nnx
 
 from jaxtune import ops
-from jaxtune.models.spec import ModelSpec
+from jaxtune.models.spec import ModelSpec, no_head
 from jaxtune.typing import InputError, Key, Params
-
-
-def _same(params: Params, features: jax.Array, mask: jax.Array | None = None) -> jax.Array:
-  del params, mask
-  return features
 
 
 def _call(function: Any, inputs: tuple[Any, ...], options: dict[str, Any]) -> Any:
@@ -56,7 +51,7 @@ def from_linen(module: nn.Module, *example: Any) -> ModelSpec:
     dense = {'params': ops.materialize_all(params)}
     return _call(functools.partial(module.apply, dense, rngs=rngs), inputs, options)
 
-  return ModelSpec(type(module).__name__, module, 'features', init, features, _same)
+  return ModelSpec(type(module).__name__, module, 'features', init, features, no_head)
 
 
 def from_nnx(module: nnx.Module) -> tuple[ModelSpec, Params]:
@@ -85,5 +80,5 @@ def from_nnx(module: nnx.Module) -> tuple[ModelSpec, Params]:
       nnx.reseed(copy, default=key, dropout=key)
     return _call(copy, inputs, options)
 
-  spec = ModelSpec(type(module).__name__, module, 'features', lambda key: params, features, _same)
+  spec = ModelSpec(type(module).__name__, module, 'features', lambda key: params, features, no_head)
   return spec, params

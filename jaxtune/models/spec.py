@@ -86,6 +86,12 @@ class ModelSpec:
     return tree.map_weights(names, params)
 
 
+def no_head(params: Params, features: jax.Array, mask: jax.Array | None = None) -> jax.Array:
+  """The head of a model that hands its features on."""
+  del params, mask
+  return features
+
+
 def init_head(key: Key, width: int, outputs: int, scale: float = 0.02) -> jax.Array:
   """A fresh `[D, C]` matrix, normal with a standard deviation of `scale` (BERT's own choice)."""
   return scale * jax.random.normal(key, (width, outputs))

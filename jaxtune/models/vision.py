@@ -12,7 +12,7 @@ import jax.numpy as jnp
 from jaxtune import ops
 from jaxtune.models import block, stack
 from jaxtune.models.block import BlockConfig, View
-from jaxtune.models.layers import activation, add_bias, apply, dropout
+from jaxtune.models.layers import activation, apply, dense
 from jaxtune.models.spec import ModelSpec, init_head
 from jaxtune.typing import InputError, Key, Params
 
@@ -133,9 +133,7 @@ def _embed(config: VisionConfig, embed: Params, images: jax.Array) -> jax.Array:
   batch = images.shape[0]
   first = embed['class']
   x = _unfold(config, images).astype(first.dtype).reshape(batch * config.patches, -1)
-  x = ops.dot(x, embed['patches'])
-  if config.patch_bias:
-    x = add_bias(x, embed['patches_bias'])
+  x = dense(embed, 'patches', x)
   first = jnp.broadcast_to(first, (batch, 1, config.width))
   x = jnp.concatenate([first, x.reshape(batch, config.patches, config.width)], axis=1)
   x = x + ops.take(embed['positions'], jnp.arange(1 + config.patches)[None])
@@ -154,14 +152,7 @@ def _features(
   batch, length = images.shape[0], 1 + config.patches
   view = View(None, ops.attention_bias(mask, None, causal=False, length=length))
   x = _embed(config, params['embed'], images)
-  if key is not None:
-    key, embed_key = jax.random.split(key)
-    x = dropout(x, config.dropout, embed_key)
-
-  def layer(params: Params, x: jax.Array, index: jax.Array, key: Key | None) -> jax.Array:
-    return apply(block.block(config, params, False), params, x, batch, view, key)[0]
-
-  x = stack.scan_stack(layer, params['encoder'], x, key, config.remat)
+  x = block.run(config, params['encoder'], x, batch, lambda index: view, key, causal=False)
   if not config.late_norm:
     x = apply(block.norm(config), params['norm'], x)
   return x.reshape(batch, length, config.width)
@@ -176,9 +167,7 @@ def pool_image(config: VisionConfig, params: Params, features: jax.Array) -> jax
   if config.late_norm:
     x = apply(block.norm(config), params['norm'], x)
   if 'pooler' in params:
-    pooler = params['pooler']
-    x = add_bias(ops.dot(x, pooler['dense']), pooler['dense_bias'])
-    x = activation(config.pooler)(x)
+    x = activation(config.pooler)(dense(params['pooler'], 'dense', x))
   return x
 
 
@@ -186,13 +175,9 @@ def _head(
   config: VisionConfig, params: Params, features: jax.Array, mask: jax.Array | None = None
 ) -> jax.Array:
   del mask
-  if config.outputs:
-    head = params['head']
-    return add_bias(
-      ops.dot(pool_image(config, params, features), head['dense']), head['dense_bias']
-    )
-  if config.projection:
-    return ops.dot(pool_image(config, params, features), params['projection']['dense'])
+  for name, wanted in (('head', config.outputs), ('projection', config.projection)):
+    if wanted:
+      return dense(params[name], 'dense', pool_image(config, params, features))
   return features
 
 
