@@ -119,9 +119,9 @@ class _Row(NamedTuple):
 
 
 def _rows(family: Family, model: ModelSpec, params: Params) -> list[_Row]:
-  rows = []
+  rows, names = [], family.names(model.config)
   for path, leaf in tree.named_weights(params):
-    where = tensors_of(family.names(model.config), path, leaf.shape)
+    where = tensors_of(names, path, leaf.shape)
     for index in np.ndindex(*where.lead):
       tensor = full_name(family, model.task, where.name(index))
       rows.append(_Row(path, leaf, index, tensor, where.row))

@@ -3,6 +3,8 @@
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+import numpy as np
+
 from jaxtune.interop import fields
 from jaxtune.interop.names import Name
 from jaxtune.interop.rope_fields import read_rope, write_rope
@@ -19,6 +21,21 @@ _KINDS = {'full_attention': False, 'sliding_attention': True}
 def dense(ours: str, theirs: str) -> tuple[Name, Name]:
   """The rows of a matrix that they hold as `[out, in]`, and of its bias."""
   return Name(ours, f'{theirs}.weight', True), Name(f'{ours}_bias', f'{theirs}.bias')
+
+
+def fused(theirs: str, sizes: Mapping[str, int]) -> tuple[Name, ...]:
+  """The rows of matrices, and of their biases, whose outputs follow each other in one tensor.
+
+  Args:
+    theirs: the tensor, without `.weight`.
+    sizes: of each of our matrices, how many outputs it has.
+  """
+  rows, start = [], 0
+  for ours, size in sizes.items():
+    part = np.arange(start, start + size)
+    rows += [row._replace(part=part) for row in dense(ours, theirs)]
+    start += size
+  return tuple(rows)
 
 
 def norm(ours: str, theirs: str) -> tuple[Name, Name]:

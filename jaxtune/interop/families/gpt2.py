@@ -2,8 +2,6 @@
 
 from typing import Any
 
-import numpy as np
-
 from jaxtune.interop import fields
 from jaxtune.interop.families import decoder
 from jaxtune.interop.names import Family, Name
@@ -19,22 +17,18 @@ def names(config: DecoderConfig) -> tuple[Name, ...]:
     Name('embed/tokens', 'transformer.wte.weight'),
     Name('embed/positions', 'transformer.wpe.weight'),
     *decoder.norm(_OURS + 'attn_norm', _LAYER + 'ln_1'),
-    *_dense('attn/o', 'attn.c_proj'),
+    *decoder.fused(_LAYER + 'attn.c_attn', {f'{_OURS}attn/{name}': config.width for name in 'qkv'}),
+    *decoder.dense(_OURS + 'attn/o', _LAYER + 'attn.c_proj'),
     *decoder.norm(_OURS + 'mlp_norm', _LAYER + 'ln_2'),
-    *_dense('mlp/up', 'mlp.c_fc'),
-    *_dense('mlp/down', 'mlp.c_proj'),
+    *decoder.dense(_OURS + 'mlp/up', _LAYER + 'mlp.c_fc'),
+    *decoder.dense(_OURS + 'mlp/down', _LAYER + 'mlp.c_proj'),
     *decoder.norm('norm', 'transformer.ln_f'),
-    *decoder.head(config, token='classifier'),
   ]
-  for i, name in enumerate('qkv'):
-    part = np.arange(i * config.width, (i + 1) * config.width)
-    rows += [row._replace(part=part) for row in _dense(f'attn/{name}', 'attn.c_attn')]
-  return tuple(rows)
-
-
-def _dense(ours: str, theirs: str) -> tuple[Name, Name]:
-  weight, bias = decoder.dense(_OURS + ours, _LAYER + theirs)
-  return weight._replace(transpose=False), bias
+  # Its heads alone are held as `[out, in]`.
+  return (
+    *(row._replace(transpose=False) for row in rows),
+    *decoder.head(config, token='classifier'),
+  )
 
 
 def _read(raw: dict[str, Any], file: str) -> DecoderConfig:

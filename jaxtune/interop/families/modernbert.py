@@ -2,40 +2,29 @@
 
 from typing import Any
 
-import numpy as np
-
 from jaxtune.interop import fields
 from jaxtune.interop.families import bert, decoder
-from jaxtune.interop.families.decoder import dense, norm
+from jaxtune.interop.families.decoder import dense, fused, norm
 from jaxtune.interop.names import Family, Name
 from jaxtune.interop.rope_fields import read_ropes, write_ropes
 from jaxtune.models import EncoderConfig, Head
 from jaxtune.typing import InputError
 
-_LAYER = 'model.layers.{layer}.'
+_OURS, _LAYER = 'encoder/{layer}/', 'model.layers.{layer}.'
 POOLINGS = {'cls': 'first', 'mean': 'mean'}
 
 
 def names(config: EncoderConfig) -> tuple[Name, ...]:
   """The table, with the head that the configuration has."""
-
-  def parts(theirs: str, *ours: str) -> tuple[Name, ...]:
-    width = config.width if len(ours) == 3 else config.hidden
-    return tuple(
-      row._replace(part=np.arange(i * width, (i + 1) * width))
-      for i, name in enumerate(ours)
-      for row in dense(f'encoder/{{layer}}/{name}', theirs)
-    )
-
   return (
     Name('embed/tokens', 'model.embeddings.tok_embeddings.weight'),
     *norm('embed/norm', 'model.embeddings.norm'),
-    *norm('encoder/{layer}/attn_norm', _LAYER + 'attn_norm'),
-    *parts(_LAYER + 'attn.Wqkv', 'attn/q', 'attn/k', 'attn/v'),
-    *dense('encoder/{layer}/attn/o', _LAYER + 'attn.Wo'),
-    *norm('encoder/{layer}/mlp_norm', _LAYER + 'mlp_norm'),
-    *parts(_LAYER + 'mlp.Wi', 'mlp/gate', 'mlp/up'),
-    *dense('encoder/{layer}/mlp/down', _LAYER + 'mlp.Wo'),
+    *norm(_OURS + 'attn_norm', _LAYER + 'attn_norm'),
+    *fused(_LAYER + 'attn.Wqkv', {f'{_OURS}attn/{name}': config.width for name in 'qkv'}),
+    *dense(_OURS + 'attn/o', _LAYER + 'attn.Wo'),
+    *norm(_OURS + 'mlp_norm', _LAYER + 'mlp_norm'),
+    *fused(_LAYER + 'mlp.Wi', {f'{_OURS}mlp/{name}': config.hidden for name in ('gate', 'up')}),
+    *dense(_OURS + 'mlp/down', _LAYER + 'mlp.Wo'),
     *norm('norm', 'model.final_norm'),
     *dense('head/hidden', 'head.dense'),
     *norm('head/norm', 'head.norm'),

@@ -2,8 +2,6 @@
 
 from typing import Any
 
-import numpy as np
-
 from jaxtune.interop import fields
 from jaxtune.interop.families import decoder
 from jaxtune.interop.names import Family, Name
@@ -11,7 +9,7 @@ from jaxtune.interop.rope_fields import read_rope
 from jaxtune.models import DecoderConfig
 from jaxtune.typing import InputError
 
-_LAYER = 'model.layers.{layer}.'
+_OURS, _LAYER = 'decoder/{layer}/', 'model.layers.{layer}.'
 
 
 def names(config: DecoderConfig) -> tuple[Name, ...]:
@@ -19,23 +17,20 @@ def names(config: DecoderConfig) -> tuple[Name, ...]:
   queries, keys = (count * config.head_width for count in (config.heads, config.kv_heads))
   return (
     *decoder.ENDS,
-    *decoder.norm('decoder/{layer}/attn_norm', _LAYER + 'input_layernorm'),
-    *_parts('attn', 'self_attn.qkv_proj', q=queries, k=keys, v=keys),
-    Name('decoder/{layer}/attn/o', _LAYER + 'self_attn.o_proj.weight', True),
+    *decoder.norm(_OURS + 'attn_norm', _LAYER + 'input_layernorm'),
+    *decoder.fused(
+      _LAYER + 'self_attn.qkv_proj',
+      {_OURS + 'attn/q': queries, _OURS + 'attn/k': keys, _OURS + 'attn/v': keys},
+    ),
+    Name(_OURS + 'attn/o', _LAYER + 'self_attn.o_proj.weight', True),
     *decoder.MLP_NORM,
-    *_parts('mlp', 'mlp.gate_up_proj', gate=config.hidden, up=config.hidden),
-    Name('decoder/{layer}/mlp/down', _LAYER + 'mlp.down_proj.weight', True),
+    *decoder.fused(
+      _LAYER + 'mlp.gate_up_proj',
+      {_OURS + 'mlp/gate': config.hidden, _OURS + 'mlp/up': config.hidden},
+    ),
+    Name(_OURS + 'mlp/down', _LAYER + 'mlp.down_proj.weight', True),
     *decoder.head(config),
   )
-
-
-def _parts(ours: str, theirs: str, **sizes: int) -> list[Name]:
-  rows, start = [], 0
-  for name, size in sizes.items():
-    part = np.arange(start, start + size)
-    rows.append(Name(f'decoder/{{layer}}/{ours}/{name}', f'{_LAYER}{theirs}.weight', True, part))
-    start += size
-  return rows
 
 
 def _read(raw: dict[str, Any], file: str) -> DecoderConfig:
