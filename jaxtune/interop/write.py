@@ -90,8 +90,10 @@ def new_folder(
     if folder.exists():
       os.rename(folder, old)
     os.rename(fresh, folder)
-  except (safetensors.SafetensorError, OSError) as error:
+  except safetensors.SafetensorError as error:
     raise OSError(f'{folder}: cannot be written ({error}); make room') from None
+  except OSError as error:
+    raise OSError(f'{folder}: cannot be written ({error})') from None
   finally:
     for leftover in (fresh, old):
       shutil.rmtree(leftover, ignore_errors=True)
