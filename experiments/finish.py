@@ -122,7 +122,6 @@ def finish(
   trained, _ = tree.partition(params, job.adapted.rules)
   confusion, mistakes = classified(job, params)
   flat = dict(keys.flatten(config))
-  defaults = dict(keys.flatten(keys.defaults()))
   card = report.adapter_card(
     title=folder.name,
     summary=sentence,
@@ -152,7 +151,7 @@ def finish(
       confusion=confusion,
       mistakes=mistakes,
       config=flat,
-      overridden=[name for name, value in flat.items() if value != defaults.get(name)],
+      overridden=keys.overridden(config),
       routing=tree.routing(job.adapted.rules, params),
       memory={
         **{f'forecast: {name}': value for name, value in forecast._asdict().items()},

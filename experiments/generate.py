@@ -25,6 +25,7 @@ from absl import flags
 
 from experiments import build, entry, tuned
 from jaxtune import data, interop, models, report
+from jaxtune.data.by_length import longest_first
 from jaxtune.interop import SpecialTokens
 from jaxtune.models import ModelSpec, Piece
 from jaxtune.typing import InputError, Params
@@ -215,18 +216,17 @@ def answer_file(speaker: Speaker, rows: Sequence[Row]) -> int:
   """Answers every row; batches are of like lengths, and a row's seed is that of its place."""
   prompts = [ask(speaker, row.get('messages') or conversation(row['prompt'])) for row in rows]
   models.check_prompts(speaker.model, prompts)
-  order = sorted(range(len(prompts)), key=lambda i: -len(prompts[i]))
   answers = [''] * len(rows)
   reasons = [''] * len(rows)
-  start, count = time.perf_counter(), 0
-  for at in range(0, len(order), BATCH_SIZE.value):
-    places = order[at : at + BATCH_SIZE.value]
-    seeds = [SEED.value + i for i in places]
+  start, count, done = time.perf_counter(), 0, 0
+  for places in longest_first([len(prompt) for prompt in prompts], BATCH_SIZE.value):
+    seeds = [SEED.value + int(i) for i in places]
     for piece in answer(speaker, [prompts[i] for i in places], seeds):
       answers[places[piece.row]] += piece.text
       reasons[places[piece.row]] = piece.reason or ''
       count += 1
-    print(f'{min(at + BATCH_SIZE.value, len(rows)):,}/{len(rows):,} rows', file=sys.stderr)
+    done += len(places)
+    print(f'{done:,}/{len(rows):,} rows', file=sys.stderr)
   lines = [
     json.dumps({**row, 'answer': answer, 'reason': reason}, ensure_ascii=False) + '\n'
     for row, answer, reason in zip(rows, answers, reasons, strict=True)

@@ -119,6 +119,12 @@ def check_key(
     raise InputError(f'unknown config key {name!r}; {hint}')
 
 
+def overridden(config: Config) -> list[str]:
+  """The keys whose values are not the defaults."""
+  known = dict(flatten(defaults()))
+  return [name for name, value in flatten(config) if value != known.get(name)]
+
+
 def flatten(config: Any, prefix: str = '') -> list[tuple[str, Any]]:
   """`[('data.path', ...), ...]` for every value of a configuration."""
   rows: list[tuple[str, Any]] = []

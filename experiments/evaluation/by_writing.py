@@ -9,6 +9,7 @@ from experiments.evaluation.measured import Measured
 from experiments.keys import Config
 from experiments.tuned import Tuned
 from jaxtune import report
+from jaxtune.data.by_length import longest_first
 from jaxtune.models.generate import generate
 from jaxtune.report import generated
 from jaxtune.typing import InputError
@@ -52,12 +53,10 @@ def write(run: Tuned, prompts: Sequence[str]) -> list[str]:
         f'row {number} ({text[:40]!r}): its prompt has {len(tokens):,} tokens, and the model has '
         f'{positions:,} positions; there must be at least one, and room for one more'
       )
-  order = sorted(range(len(ids)), key=lambda i: -len(ids[i]))
   size = c.eval.batch_size
   texts: dict[int, Any] = {}
   with report.Progress(math.ceil(len(ids) / size)) as progress:
-    for step, start in enumerate(range(0, len(order), size), 1):
-      places = order[start : start + size]
+    for step, places in enumerate(longest_first([len(tokens) for tokens in ids], size), 1):
       out = generate(
         run.model,
         run.params,

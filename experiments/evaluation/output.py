@@ -75,7 +75,6 @@ def page(run: Tuned, found: Measured, about: str) -> report.Report:
   first, score = next(
     (name, found.scores[name]) for name in ('accuracy', 'loss') if found.labels or name == 'loss'
   )
-  flat, defaults = dict(keys.flatten(run.config)), dict(keys.flatten(keys.defaults()))
   return report.Report(
     title='evaluation',
     headline=f'{first.capitalize()} {_value(score):.3f} on {about}.',
@@ -89,8 +88,8 @@ def page(run: Tuned, found: Measured, about: str) -> report.Report:
     if found.labels
     else None,
     mistakes=mistakes(found.rows) if found.labels else (),
-    config=flat,
-    overridden=[name for name, value in flat.items() if value != defaults.get(name)],
+    config=dict(keys.flatten(run.config)),
+    overridden=keys.overridden(run.config),
     environment=report.versions(),
     notes=[f'{note[0].upper()}{note[1:]}.' for note in found.notes],
   )

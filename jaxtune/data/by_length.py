@@ -23,15 +23,20 @@ def by_length(
   """
   if batch_size < 1:
     raise InputError(f'batch_size is {batch_size}; it must be at least 1')
-  lengths = np.array([len(example['tokens']) for example in examples], int)
-  order = np.argsort(-lengths, kind='stable')
-  for start in range(0, len(order), batch_size):
-    places = order[start : start + batch_size]
-    longest = int(lengths[places[0]])
+  lengths = [len(example['tokens']) for example in examples]
+  for places in longest_first(lengths, batch_size):
+    longest = lengths[places[0]]
     width = padded_length(longest)
     width = width if limit is None else max(longest, min(width, limit))
     (batch,) = eval_batches([examples[i] for i in places], batch_size, max_length=width)
     yield places, batch
+
+
+def longest_first(lengths: Sequence[int], batch_size: int) -> Iterator[np.ndarray]:
+  """Places `[n]` of `batch_size` rows at a time, or of what is left, the longest first."""
+  order = np.argsort(-np.array(lengths, int), kind='stable')
+  for start in range(0, len(order), batch_size):
+    yield order[start : start + batch_size]
 
 
 def padded_length(tokens: int) -> int:

@@ -21,7 +21,7 @@ from lm_eval.models.utils import normalize_gen_kwargs
 from lm_eval.utils import get_rolling_token_windows, make_disjoint_window
 from tqdm import tqdm
 
-from jaxtune.data.by_length import by_length
+from jaxtune.data.by_length import by_length, longest_first
 from jaxtune.interop.chat import render_chat
 from jaxtune.interop.tokenizer import SpecialTokens
 from jaxtune.models import ModelSpec
@@ -158,10 +158,8 @@ class LanguageModel(TemplateLM):
       for places in groups.values():
         options = _options(requests[places[0]].args[1])
         room = max(self.max_length // 2, self.max_length - options['max_tokens'])
-        prompts = {i: self.tok_encode(requests[i].args[0])[-room:] for i in places}
-        order = sorted(places, key=lambda i: -len(prompts[i]))  # noqa: B023
-        for start in range(0, len(order), self._batch_size):
-          batch = order[start : start + self._batch_size]
+        prompts = [self.tok_encode(requests[i].args[0])[-room:] for i in places]
+        for batch in longest_first([len(prompt) for prompt in prompts], self._batch_size):
           written = generate(
             self._model,
             self._params,
@@ -170,9 +168,9 @@ class LanguageModel(TemplateLM):
             tokenizer=self._tokenizer,
             **options,
           )
-          for place, one in zip(batch, written, strict=True):
-            texts[place] = one.text
-            self.cache_hook.add_partial('generate_until', requests[place].args, one.text)
+          for i, one in zip(batch, written, strict=True):
+            texts[places[i]] = one.text
+            self.cache_hook.add_partial('generate_until', requests[places[i]].args, one.text)
           bar.update(len(batch))
     return texts
 
