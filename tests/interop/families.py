@@ -7,12 +7,14 @@ that every part of the arithmetic shows in the outputs.
 import copy
 import json
 import pathlib
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
 import numpy as np
 
 from jaxtune import interop
+from jaxtune.typing import InputError
 
 # Of the outputs' standard deviation: what agrees, and what is told apart.
 SAME, APART = 1e-4, 1e-3
@@ -103,6 +105,20 @@ def distance(want: np.ndarray, got: Any, real: np.ndarray | None = None) -> floa
   return float(np.abs(want - got).max()) / spread
 
 
+def tensors(folder: pathlib.Path) -> dict[str, tuple[Any, tuple[int, ...], bytes]]:
+  """Of every tensor in a folder type, shape and bytes."""
+  import safetensors
+  import torch
+
+  found = {}
+  for file in sorted(folder.glob('*.safetensors')):
+    with safetensors.safe_open(file, 'pt') as opened:
+      for name in opened.keys():
+        x = opened.get_tensor(name)
+        found[name] = (x.dtype, tuple(x.shape), x.contiguous().view(torch.uint8).numpy().tobytes())
+  return found
+
+
 class Batch(NamedTuple):
   """tokens, mask and positions, each `[B, T]`."""
 
@@ -157,3 +173,40 @@ def edited(peer: Peer, folder: pathlib.Path, **changes: Any) -> pathlib.Path:
       inner[path[-1]] = value
   (folder / 'config.json').write_text(json.dumps(raw))
   return folder
+
+
+def check_fields(
+  peer: Peer,
+  folder: pathlib.Path,
+  architecture: str,
+  changes: list[dict[str, Any]],
+  ours: Callable[[Any, Any], np.ndarray],
+  error: Callable[[Any, np.ndarray], float],
+) -> None:
+  """With other values in `config.json` parity fails, and transformers reads the same values.
+
+  Args:
+    peer: the model.
+    folder: for copies of its own.
+    architecture: class of transformers.
+    changes: other fields of each copy, as for `edited`.
+    ours: our outputs of a model and parameters.
+    error: of ours beside those of a model of transformers, in standard deviations.
+  """
+  for number, change in enumerate(changes):
+    copy = edited(peer, folder / str(number), **change)
+    got = ours(*interop.load(copy))
+    assert error(peer.theirs, got) > APART, change
+    assert error(load_theirs(copy, architecture), got) < SAME, change
+
+
+def check_shapes(peer: Peer, folder: pathlib.Path, changes: dict[str, Any]) -> None:
+  """Each field that contradicts the weights is refused in one line."""
+  for number, (field, value) in enumerate(changes.items()):
+    copy = edited(peer, folder / str(number), **{field: value})
+    try:
+      interop.load(copy)
+    except InputError as error:
+      assert '\n' not in str(error), field
+      continue
+    raise AssertionError(f'{field} = {value!r} was read without a word')
