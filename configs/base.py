@@ -24,10 +24,11 @@ def get_config() -> ml_collections.ConfigDict:
   config.data.pack = False  # causal_lm: several texts in a row
 
   config.method = ml_collections.ConfigDict()
-  config.method.name = 'lora'  # lora, full, or probe
-  config.method.rank = 16
-  config.method.alpha = 32.0  # the adapter is scaled by alpha / rank
-  config.method.targets = ''  # regular expression over weight paths; empty for all of the layers
+  config.method.name = 'lora'  # any of adapt.METHODS, see docs/adapt.md
+  config.method.rank = 16  # of the methods that have one
+  config.method.alpha = 32.0  # likewise: the adapter is scaled by alpha / rank
+  config.method.select = ''  # regular expression over weight paths; empty for the method's own
+  config.method.options = ml_collections.ConfigDict()  # others of the method, by its own names
 
   config.optim = ml_collections.ConfigDict()
   config.optim.name = 'adamw'  # any rule of optim.names()

@@ -14,8 +14,7 @@ import optax
 import tokenizers
 
 from experiments.keys import Config, check, count
-from jaxtune import adapt, data, interop, losses, models, optim, shard, train
-from jaxtune.adapt import Adapted
+from jaxtune import adapt, data, interop, losses, models, optim, shard, train, tree
 from jaxtune.models import ModelSpec
 from jaxtune.typing import InputError, Params
 
@@ -41,7 +40,7 @@ class Job:
 
   config: Config
   model: ModelSpec
-  adapted: Adapted
+  params: adapt.Adapted
   tokenizer: tokenizers.Tokenizer
   corpus: Corpus
   objective: losses.Objective
@@ -82,15 +81,15 @@ def job(config: Config) -> Job:
     outputs = len(corpus.names) if config.task == 'classification' else 1
     model, params = models.classifier(head_key, model, params, outputs)
   steps = count_steps(config, corpus.train.examples)
-  adapted = method(config, method_key, params)
-  reason = obstacle(config, model, adapted.params)
+  params = method(config, method_key, params)
+  reason = obstacle(config, model, params)
   if reason:
     note = f'The export is the merged model: {reason}.'
     corpus = dataclasses.replace(corpus, notes=(*corpus.notes, note))
   return Job(
     config=config,
     model=model,
-    adapted=adapted,
+    params=params,
     tokenizer=tokenizer,
     corpus=corpus,
     objective=objective(config, model),
@@ -279,20 +278,23 @@ def count_steps(config: Config, examples: Sequence[Any]) -> int:
   return max(1, math.ceil(c.epochs * epoch))
 
 
-def method(config: Config, key: jax.Array, params: Params) -> Adapted:
-  """The parameters as the fine-tuning method wants them, and what of them trains."""
+def method(config: Config, key: jax.Array, params: Params) -> adapt.Adapted:
+  """The parameters as the fine-tuning method wants them; they say which of them train."""
   c = config.method
-  if c.name == 'full':
-    return adapt.full(params)
-  if c.name == 'probe':
-    return adapt.probe(params)
-  also = None if config.task == 'causal_lm' else adapt.HEAD  # a language model's head is pretrained
-  return adapt.lora(key, params, c.rank, c.alpha, targets=c.targets or adapt.LINEAR, also=also)
+  known = adapt.options_of(c.name)
+  given = dict(c.options)
+  for name in ('rank', 'alpha', 'select'):
+    if c[name] and name in known:
+      given[name] = c[name]
+  if 'also' in known and config.task == 'causal_lm':
+    given.setdefault('also', None)  # a language model's head is pretrained
+  return adapt.create(c.name, key, params, **given)
 
 
 def obstacle(config: Config, model: ModelSpec, params: Params) -> str | None:
-  """Why no adapter alone can hold what LoRA trains, so that the model is exported whole."""
-  return interop.adapter_obstacle(model, params) if config.method.name == 'lora' else None
+  """Why no adapter alone can hold what an adapter trains, so that the model is exported whole."""
+  adapted = any(adapt.is_adapter(leaf) for _, leaf in tree.named_weights(params))
+  return interop.adapter_obstacle(model, params) if adapted else None
 
 
 def objective(config: Config, model: ModelSpec) -> losses.Objective:

@@ -8,7 +8,7 @@ import numpy as np
 
 from experiments import build, keys, workdir
 from experiments.build import Job
-from jaxtune import data, interop, plan, report, tree
+from jaxtune import adapt, data, interop, plan, report, tree
 from jaxtune.models import ModelSpec
 from jaxtune.typing import Params
 
@@ -18,13 +18,12 @@ MISTAKES = 12  # shown in the report
 def export(job: Job, params: Params, folder: pathlib.Path, card: str) -> None:
   """Writes what the method trained: a PEFT adapter, or a whole Hugging Face folder."""
   config, labels = job.config, job.corpus.names or None
-  if config.method.name == 'lora' and not build.obstacle(config, job.model, params):
-    interop.save_adapter(
+  if config.model and not interop.adapter_obstacle(job.model, params):
+    interop.save_peft(
       folder,
       job.model,
       params,
       base=build.resolve(config.model),
-      rules=job.adapted.rules,
       labels=labels,
       card=card,
       name=config.export.base or config.model,
@@ -119,7 +118,7 @@ def finish(
   config = job.config
   stages = scores(job, folder)
   sentence = headline(job, stages, step)
-  trained, _ = tree.partition(params, job.adapted.rules)
+  trained, _ = adapt.trainable(params)
   confusion, mistakes = classified(job, params)
   flat = dict(keys.flatten(config))
   card = report.adapter_card(
@@ -152,7 +151,7 @@ def finish(
       mistakes=mistakes,
       config=flat,
       overridden=keys.overridden(config),
-      routing=tree.routing(job.adapted.rules, params),
+      routing=tree.routing(job.params.rules, params),
       memory={
         **{f'forecast: {name}': value for name, value in forecast._asdict().items()},
         'measured peak of the process': report.peak_rss(),

@@ -8,10 +8,10 @@ from typing import Any
 from ml_collections.config_dict import ConfigDict as Config
 
 from configs import base
+from jaxtune import adapt
 from jaxtune.typing import InputError
 
 TASKS = ('classification', 'regression', 'causal_lm')
-METHODS = ('lora', 'full', 'probe')
 SCORES = ('likelihood', 'per_token', 'calibrated', 'batch_calibrated')
 LEAST = {  # the smallest value of each that makes sense
   0: (
@@ -64,7 +64,7 @@ def check(config: Config) -> None:
   for name in ('optim.lr', 'method.alpha'):
     if not values[name] > 0:
       raise InputError(f'{name} is {values[name]}; it must be above zero')
-  for name, known in (('task', TASKS), ('method.name', METHODS), ('evaluate.score', SCORES)):
+  for name, known in (('task', TASKS), ('method.name', adapt.METHODS), ('evaluate.score', SCORES)):
     if values[name] not in known:
       raise InputError(f'{name} is {values[name]!r}; choose one of {", ".join(known)}')
   if config.train.batch_size % config.train.accumulate:
@@ -101,7 +101,7 @@ def check_key(
   name: str,
   reference: Config | None = None,
   *,
-  free: str = 'optim.hyperparameters.',
+  free: tuple[str, ...] = ('optim.hyperparameters.', 'method.options.'),
   file: str = 'configs/base.py',
 ) -> None:
   """Refuses a key that no configuration has, and names the nearest that one has.

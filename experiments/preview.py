@@ -8,8 +8,7 @@ from jaxtune import data, plan, tree
 def preview(job: Job) -> int:
   """Prints shapes, routing, the first batch as the loss sees it, and the memory forecast."""
   config = job.config
-  params, rules = job.adapted
-  routes = tree.routing(rules, params)
+  routes = tree.routing(job.params.rules, job.params)
   print(tree.format_routing(routes))
   trained = sum(_size(route) for route in routes if route.value)
   total = sum(_size(route) for route in routes)

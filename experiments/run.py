@@ -40,7 +40,7 @@ def prepare(job: Job) -> tuple[train.Program, data.Batches]:
   )
   program = train.prepare(
     job.model,
-    job.adapted,
+    job.params,
     job.objective,
     job.optimizer,
     batches,

@@ -38,7 +38,8 @@ def open_run(folder: str) -> Tuned:
   base = build.resolve(config.model) if config.model else None
   if base and (export / 'adapter_config.json').exists():
     model, params = interop.load(base)
-    model, (params, _) = interop.load_adapter(export, model, params)
+    model, params = interop.adapter_head(export, model, params)
+    params = interop.load_peft(export, model, params)
   else:
     model, params = interop.load(export)
   tokens = base or export

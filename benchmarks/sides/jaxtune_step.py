@@ -50,11 +50,11 @@ def main() -> None:
     return dataclasses.replace(leaf, a=stacked(common.adapters, path.rsplit('/', 1)[-1]))
 
   if options.method == 'lora':
-    params, rules = jt.adapt.lora(jax.random.key(0), params, common.RANK, common.ALPHA)
+    params = jt.adapt.lora(jax.random.key(0), params, common.RANK, common.ALPHA)
     params = jt.tree.map_weights(with_shared_start, params)
   else:
-    params, rules = jt.adapt.full(params)
-  trainable, frozen = jt.tree.partition(params, rules)
+    params = jt.adapt.full(jax.random.key(0), params)
+  trainable, frozen = jt.adapt.trainable(params)
   optimizer = common.adamw(options.method)
   state = jt.train.init_state(trainable, optimizer, jax.random.key(0))
   del (

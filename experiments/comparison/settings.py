@@ -65,7 +65,7 @@ class Rule(NamedTuple):
 
 def check_key(name: str) -> None:
   """Refuses a key that the configuration has not; a file of one's own may have any rule."""
-  keys.check_key(name, compare_optimizers.get_config(), free='rules.', file=FILE)
+  keys.check_key(name, compare_optimizers.get_config(), free=('rules.',), file=FILE)
 
 
 def check(config: Config) -> None:

@@ -1,6 +1,79 @@
-"""Fine-tuning methods: params in, params out."""
+"""Fine-tuning methods: parameters in, parameters out, and of those which train.
 
-from jaxtune.adapt.lora import LINEAR, LoRA, lora, merge
-from jaxtune.adapt.method import HEAD, Adapted, freeze, full, probe
+Every method is `params = method(key, params, select=..., ...)`; `trainable(params)` splits them.
+"""
 
-__all__ = ['HEAD', 'LINEAR', 'Adapted', 'LoRA', 'freeze', 'full', 'lora', 'merge', 'probe']
+import inspect
+from collections.abc import Callable
+from typing import Any
+
+from jaxtune.adapt.adapted import (
+  HEAD,
+  LINEAR,
+  Adapted,
+  is_adapter,
+  rules_of,
+  selected,
+  train_also,
+  trainable,
+  wrap,
+)
+from jaxtune.adapt.lora import LoRA, lora
+from jaxtune.adapt.merge import base_of, merge
+from jaxtune.adapt.partial import bitfit, freeze, full, norms, probe
+from jaxtune.typing import InputError, Key, Params
+
+METHODS: dict[str, Callable[..., Adapted]] = {
+  method.__name__: method for method in (full, freeze, probe, bitfit, norms, lora)
+}
+
+
+def options_of(name: str) -> list[str]:
+  """The names of a method's options.
+
+  Raises:
+    InputError: no such method.
+  """
+  if name not in METHODS:
+    raise InputError(f'unknown method {name!r}; known: {", ".join(METHODS)}')
+  return list(inspect.signature(METHODS[name]).parameters)[2:]
+
+
+def create(name: str, key: Key, params: Params, **options: Any) -> Adapted:
+  """The method of that name on these parameters.
+
+  Raises:
+    InputError: no such method, or an option that it does not have.
+  """
+  known = options_of(name)
+  for option in options:
+    if option not in known:
+      raise InputError(
+        f'the method {name} has no option {option!r}; it has {", ".join(known) or "none"}'
+      )
+  return METHODS[name](key, params, **options)
+
+
+__all__ = [
+  'HEAD',
+  'LINEAR',
+  'METHODS',
+  'Adapted',
+  'LoRA',
+  'base_of',
+  'bitfit',
+  'create',
+  'freeze',
+  'full',
+  'is_adapter',
+  'lora',
+  'merge',
+  'norms',
+  'options_of',
+  'probe',
+  'rules_of',
+  'selected',
+  'train_also',
+  'trainable',
+  'wrap',
+]

@@ -4,19 +4,15 @@ Hu et al. 2021, arXiv:2106.09685.
 """
 
 import dataclasses
-import re
 import zlib
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 
-from jaxtune import ops, tree
-from jaxtune.adapt.method import HEAD, Adapted
+from jaxtune import ops
+from jaxtune.adapt.adapted import HEAD, LINEAR, Adapted, Select, matrix_sides, wrap
 from jaxtune.typing import InputError, Key, Params
-
-# Every matrix of a built-in model's layers; attention alone loses (docs/adapt.md).
-LINEAR = r'(^|/)((attn|cross)/[qkvo]|(mlp|experts)/(gate|up|down)|pooler/dense)$'
 
 
 @jax.tree_util.register_dataclass
@@ -62,87 +58,68 @@ class LoRA:
   def axes(self, names: tuple[str | None, ...]) -> 'LoRA':
     """Logical axes of the fields from those of the weight; the rank axis has none."""
     lead, (inside, outside) = names[:-2], names[-2:]
-    base = self.base.axes(names) if hasattr(self.base, 'axes') else names
+    base = ops.axes(self.base, names)
     return LoRA(base, (*lead, inside, None), (*lead, None, outside), lead)  # type: ignore[arg-type]
 
 
-def _wrap(key: Key, path: str, weight: Any, rank: int, alpha: float) -> LoRA:
-  shape = weight.shape
-  if len(shape) < 2 + tree.is_stacked(path):
-    raise InputError(f'LoRA needs a matrix, and {path!r} has the shape {shape}; narrow the targets')
-  *lead, inputs, outputs = shape
-  if rank > min(inputs, outputs):
+def path_key(key: Key, path: str) -> Key:
+  """Each weight has its own stream, named by its path: adding a target changes no other."""
+  return jax.random.fold_in(key, zlib.crc32(path.encode()))
+
+
+def check_rank(rank: int, path: str, inputs: int, outputs: int, method: str = 'lora') -> None:
+  """Refuses a rank that the matrix cannot have."""
+  if not 1 <= rank <= min(inputs, outputs):
     raise InputError(
-      f'method.rank is {rank}, but {path!r} is a {inputs}x{outputs} matrix: '
+      f'{method}: rank is {rank}, but {path!r} is a {inputs}x{outputs} matrix: '
       f'choose a rank from 1 to {min(inputs, outputs)}'
     )
-  # Each weight has its own stream, named by its path, so that adding a target changes no other.
-  key = jax.random.fold_in(key, zlib.crc32(path.encode()))
-  bound = inputs**-0.5  # PEFT's start: Kaiming uniform with a = sqrt(5)
-  return LoRA(
-    base=weight,
-    a=jax.random.uniform(key, (*lead, inputs, rank), minval=-bound, maxval=bound),
-    b=jnp.zeros((*lead, rank, outputs)),
-    scale=jnp.full(tuple(lead), alpha / rank, jnp.float32),
-  )
+
+
+def check_alpha(alpha: float, method: str = 'lora') -> None:
+  """Refuses an alpha that is no positive number."""
+  if not 0 < alpha < float('inf'):
+    raise InputError(f'{method}: alpha is {alpha}; it must be a positive number')
 
 
 def lora(
   key: Key,
   params: Params,
-  rank: int,
+  rank: int = 16,
   alpha: float = 32.0,
   *,
-  targets: str = LINEAR,
+  select: Select = LINEAR,
   also: str | None = HEAD,
 ) -> Adapted:
-  """Wraps the targeted weights and trains their A and B.
+  """Wraps the chosen weights and trains their A and B.
 
   A is uniform in `±1/sqrt(in)`, B zero, so the first forward pass is the base model's.
 
   Args:
     key: for the A matrices.
     params: the parameters of the base.
-    rank: R, from 1 to the smaller side of every targeted matrix.
+    rank: R, from 1 to the smaller side of every chosen matrix.
     alpha: the product is scaled by `alpha / rank`. Held while the rank changes, it leaves the best
       learning rate nearly where it is (docs/adapt.md).
-    targets: regular expression over weight paths; all matrices of the layers by default.
+    select: which weights, all matrices of the layers by default; a rule may set rank and alpha:
+      `((r'attn/', {'rank': 8}), (r'mlp/', True), (r'', False))`.
     also: regular expression over parameters to train as they are, beside the adapter: by default a
       fresh head. None for nothing, as for a language model whose untied head is pretrained.
 
   Raises:
-    InputError: a rank that does not fit, an alpha that is not positive, targets without a match.
+    InputError: a rank that does not fit, an alpha that is not positive, nothing chosen.
   """
-  if rank < 1:
-    raise InputError(f'method.rank is {rank}; it must be at least 1')
-  if not 0 < alpha < float('inf'):
-    raise InputError(f'method.alpha is {alpha}; it must be a positive number')
-  paths = [path for path, _ in tree.named_weights(params) if re.search(targets, path)]
-  if not paths:
-    matrices = [path for path, leaf in tree.named_weights(params) if len(leaf.shape) > 1]
-    raise InputError(
-      f'LoRA targets {targets!r} match no parameter; the matrices are {", ".join(matrices)}'
+
+  def make(path: str, weight: Any, rank: int, alpha: float) -> LoRA:
+    lead, inputs, outputs = matrix_sides(path, weight, 'lora')
+    check_rank(rank, path, inputs, outputs)
+    check_alpha(alpha)
+    bound = inputs**-0.5  # PEFT's start: Kaiming uniform with a = sqrt(5)
+    return LoRA(
+      base=weight,
+      a=jax.random.uniform(path_key(key, path), (*lead, inputs, rank), minval=-bound, maxval=bound),
+      b=jnp.zeros((*lead, rank, outputs)),
+      scale=jnp.full(lead, alpha / rank, jnp.float32),
     )
-  adapted = tree.map_weights(
-    lambda path, leaf: _wrap(key, path, leaf, rank, alpha) if path in paths else leaf, params
-  )
-  rules: list[tuple[str, bool]] = []
-  for path in map(re.escape, paths):
-    rules += [(rf'^{path}/[ab]$', True), (rf'^{path}/', False)]
-  if also is not None:
-    rules.append((also, True))
-  return Adapted(adapted, (*rules, (r'', False)))
 
-
-def merge(params: Params) -> Params:
-  """Adds every adapter into its base, in float32: the tree that the base model had."""
-
-  def add(path: str, leaf: Any) -> Any:
-    if not isinstance(leaf, LoRA):
-      return leaf
-    base = ops.materialize(leaf.base)
-    wide = LoRA(base.astype(jnp.float32), leaf.a, leaf.b, leaf.scale)
-    with jax.default_matmul_precision('highest'):  # accelerators round A and B to bf16 by default
-      return wide.materialize().astype(base.dtype)
-
-  return tree.map_weights(add, params)
+  return wrap(params, select, 'lora', make, '[ab]', also, rank=rank, alpha=alpha)

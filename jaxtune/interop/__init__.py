@@ -5,9 +5,8 @@ from jaxtune.interop.families import FAMILIES
 from jaxtune.interop.images import load_image_scaling
 from jaxtune.interop.labels import load_labels
 from jaxtune.interop.load import load
-from jaxtune.interop.load_adapter import load_adapter
+from jaxtune.interop.peft import adapter_head, adapter_obstacle, load_peft, save_peft
 from jaxtune.interop.pooling import load_pooling
-from jaxtune.interop.save_adapter import adapter_obstacle, save_adapter
 from jaxtune.interop.save_hf import save_hf
 from jaxtune.interop.source import locate
 from jaxtune.interop.tokenizer import SpecialTokens, load_tokenizer, special_tokens
@@ -16,18 +15,19 @@ from jaxtune.interop.vocabulary import check_ids, check_vocabulary
 __all__ = [
   'FAMILIES',
   'SpecialTokens',
+  'adapter_head',
   'adapter_obstacle',
   'check_ids',
   'check_vocabulary',
   'load',
-  'load_adapter',
   'load_image_scaling',
   'load_labels',
+  'load_peft',
   'load_pooling',
   'load_tokenizer',
   'locate',
   'render_chat',
-  'save_adapter',
   'save_hf',
+  'save_peft',
   'special_tokens',
 ]

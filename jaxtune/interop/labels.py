@@ -20,6 +20,8 @@ def load_labels(source: str | os.PathLike[str]) -> tuple[str, ...] | None:
   own, config = folder / FILE, folder / 'config.json'
   if own.exists():
     labels = read_json(own).get('labels')
+    if labels is None:
+      return None
     if not isinstance(labels, list):
       raise InputError(f'{own}: labels is {labels!r}; it must be a list of names')
     return tuple(map(str, labels))

@@ -17,7 +17,7 @@ from jax import lax
 
 from jaxtune import ops
 from jaxtune.models import stack
-from jaxtune.models.layers import LayerNorm, RMSNorm, activation, add_bias, apply, dropout
+from jaxtune.models.layers import LayerNorm, RMSNorm, activation, apply, dropout
 from jaxtune.typing import Key, Params
 
 
@@ -206,10 +206,9 @@ def _normal(config: BlockConfig):
 
 def _dense(module: Any, name: str, x: jax.Array, size: int, biased: bool) -> jax.Array:
   """`x W`, plus a bias, with the module's own parameters."""
-  x = ops.dot(x, module.param(name, _normal(module.config), (x.shape[-1], size)))
-  if not biased:
-    return x
-  return add_bias(x, module.param(f'{name}_bias', nn.initializers.zeros, (size,)))
+  weight = module.param(name, _normal(module.config), (x.shape[-1], size))
+  bias = module.param(f'{name}_bias', nn.initializers.zeros, (size,)) if biased else None
+  return ops.affine(x, weight, bias)
 
 
 def norm(config: BlockConfig, name: str | None = None) -> nn.Module:

@@ -41,8 +41,7 @@ def add_bias(x: jax.Array, bias: jax.Array) -> jax.Array:
 
 def dense(params: Params, name: str, x: jax.Array) -> jax.Array:
   """`[N, in] -> [N, out]` with the matrix of that name, and with its bias where there is one."""
-  x = ops.dot(x, params[name])
-  return add_bias(x, params[f'{name}_bias']) if f'{name}_bias' in params else x
+  return ops.affine(x, params[name], params.get(f'{name}_bias'))
 
 
 def dropout(x: jax.Array, rate: float, key: Key | None) -> jax.Array:

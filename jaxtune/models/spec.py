@@ -6,7 +6,7 @@ from typing import Any, Literal
 
 import jax
 
-from jaxtune import tree
+from jaxtune import ops, tree
 from jaxtune.typing import Key, Params
 
 Task = Literal[
@@ -81,7 +81,7 @@ class ModelSpec:
       else:
         axes = tree.match(self.axis_rules, {path: jax.ShapeDtypeStruct((), 'float32')})[path]
         axes = ('layers', *axes) if tree.is_stacked(path) else tuple(axes)
-      return leaf.axes(axes) if hasattr(leaf, 'axes') else axes
+      return ops.axes(leaf, axes)
 
     return tree.map_weights(names, params)
 

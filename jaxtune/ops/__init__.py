@@ -5,6 +5,8 @@ from jaxtune.ops.cross_entropy import CrossEntropy, chunked_cross_entropy, cross
 from jaxtune.ops.norm import layer_norm, rms_norm
 from jaxtune.ops.rope import Rope, Table, rope_table, rotate
 from jaxtune.ops.weight import (
+  affine,
+  axes,
   dot,
   dot_transposed,
   materialize,
@@ -16,8 +18,10 @@ __all__ = [
   'CrossEntropy',
   'Rope',
   'Table',
+  'affine',
   'attention',
   'attention_bias',
+  'axes',
   'chunked_cross_entropy',
   'cross_entropy',
   'dot',

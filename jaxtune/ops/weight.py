@@ -20,6 +20,14 @@ def dot(x: jax.Array, w: Any) -> jax.Array:
   return checkpoint_name(w.dot(x) if is_weight(w) else x @ w.astype(x.dtype), 'product')
 
 
+def affine(x: jax.Array, w: Any, bias: jax.Array | None = None) -> jax.Array:
+  """`x @ W + bias`: `[N, in] -> [N, out]`; what a leaf that acts on both brings as `affine`."""
+  if hasattr(w, 'affine'):
+    return checkpoint_name(w.affine(x, bias), 'product')
+  y = dot(x, w)
+  return y if bias is None else y + bias.astype(y.dtype)[None]
+
+
 def dot_transposed(x: jax.Array, w: Any) -> jax.Array:
   """`x @ W^T`: `[..., out] -> [..., in]`; the head of a model whose embeddings are tied."""
   if is_weight(w):
@@ -45,3 +53,8 @@ def materialize(w: Any) -> jax.Array:
 def materialize_all(tree: Any) -> Any:
   """A tree with every weight leaf made dense."""
   return jax.tree.map(materialize, tree, is_leaf=is_weight)
+
+
+def axes(w: Any, names: tuple[str | None, ...]) -> Any:
+  """The logical axes of a weight: its names, or of a leaf those of its fields."""
+  return w.axes(names) if hasattr(w, 'axes') else names

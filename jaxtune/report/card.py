@@ -81,7 +81,8 @@ With jaxtune:
 import jaxtune as jt
 
 model, params = jt.interop.load({base})
-model, (params, rules) = jt.interop.load_adapter('path/of/this/folder', model, params)
+model, params = jt.interop.adapter_head('path/of/this/folder', model, params)
+params = jt.interop.load_peft('path/of/this/folder', model, params)
 ```""",
   ]
   return '\n\n'.join(parts) + '\n'

@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 import jax
 import optax
 
-from jaxtune import shard, tree
+from jaxtune import adapt, shard
 from jaxtune.losses import Objective
 from jaxtune.train.evaluate import evaluate
 from jaxtune.train.state import State, init_state
@@ -36,7 +36,7 @@ class Program(NamedTuple):
 
 def prepare(
   model: Any,
-  adapted: tuple[Params, tree.Rules],
+  params: Params,
   objective: Objective,
   optimizer: optax.GradientTransformation,
   batches: Any,
@@ -50,7 +50,7 @@ def prepare(
 
   Args:
     model: a `ModelSpec`; its `axes` say how parameters may be cut.
-    adapted: what a method of `jaxtune.adapt` returns: parameters, and which of them train.
+    params: what a method of `jaxtune.adapt` returns: they say which of them train.
     objective: what is minimized.
     optimizer: any optax transformation.
     batches: the iterator to train on, for the shapes of its batches; its place is not changed.
@@ -63,9 +63,8 @@ def prepare(
     InputError: parameters or batches that the mesh does not divide.
   """
   grid = shard.mesh(mesh)
-  params, rules = adapted
   shardings = shard.param_shardings(grid, params, model.axes(params))
-  trainable, frozen = tree.partition(jax.device_put(params, shardings), rules)
+  trainable, frozen = adapt.trainable(jax.device_put(params, shardings))
   state = init_state(trainable, optimizer, jax.random.key(0) if key is None else key)
   states = shard.state_shardings(grid, state, params, shardings)
   state = jax.device_put(state, states)

@@ -5,7 +5,7 @@ import re
 
 import jax
 
-from jaxtune import adapt, models, tree
+from jaxtune import adapt, models
 
 PAGE = pathlib.Path(__file__).parents[2] / 'docs' / 'adapt.md'
 
@@ -24,6 +24,6 @@ def test_the_last_segment_is_trained():
   shapes = models.encoder(models.EncoderConfig(layers=6, outputs=3)).shapes()
   params = {**shapes, 'encoder': jax.eval_shape(lambda p: models.cut(p, 4), shapes['encoder'])}
   (rules,) = re.findall(r"`(\(\(r'encoder.*?\)\))`", PAGE.read_text(encoding='utf-8'))
-  trainable, _ = tree.partition(*adapt.freeze(params, eval(rules)))
+  trainable, _ = adapt.trainable(adapt.freeze(jax.random.key(0), params, eval(rules)))
   segments = trainable['encoder']
   assert [name for name in segments if jax.tree.leaves(segments[name])] == ['4-5']

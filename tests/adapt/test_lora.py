@@ -93,7 +93,7 @@ def test_bfloat16_stays():
   assert ops.dot_transposed(y, low).dtype == jnp.bfloat16
   assert ops.take(low, ids).dtype == jnp.bfloat16
   assert ops.materialize(low).dtype == jnp.bfloat16
-  fresh = adapt.lora(KEY, {'attn': {'q': low.base}}, R).params['attn']['q']
+  fresh = adapt.lora(KEY, {'attn': {'q': low.base}}, R)['attn']['q']
   assert fresh.base is low.base
   assert {fresh.a.dtype, fresh.b.dtype, fresh.scale.dtype} == {jnp.dtype('float32')}
 
@@ -127,7 +127,7 @@ def moved(params, seed=0):
 
 
 def test_the_first_forward_pass_is_the_base_models(params):
-  adapted = adapt.lora(KEY, params, R, targets='attn/|mlp/|embed').params
+  adapted = adapt.lora(KEY, params, R, select='attn/|mlp/|embed')
   tokens = np.arange(6)[None]
   apply = jax.jit(MODEL.apply)
   want = apply(params, tokens)
@@ -139,7 +139,7 @@ def test_the_first_forward_pass_is_the_base_models(params):
 
 
 def test_all_matrices_of_the_layers_are_wrapped_by_default(params):
-  adapted = adapt.lora(KEY, params, R).params
+  adapted = adapt.lora(KEY, params, R)
   wrapped = {path for path, w in tree.named_weights(adapted) if isinstance(w, adapt.LoRA)}
   assert wrapped == {
     *(f'decoder/0-1/attn/{name}' for name in 'qkvo'),
@@ -159,44 +159,44 @@ def test_all_matrices_of_the_layers_are_wrapped_by_default(params):
 
 
 def test_alpha_is_divided_by_the_rank(params):
-  w = adapt.lora(KEY, params, 4, alpha=6, targets='attn/q').params['decoder']['0-1']['attn']['q']
+  w = adapt.lora(KEY, params, 4, alpha=6, select='attn/q')['decoder']['0-1']['attn']['q']
   assert (w.scale == 1.5).all()
 
 
 def test_adding_a_target_changes_no_other_matrix(params):
-  few = adapt.lora(KEY, params, R, targets='attn/q$').params['decoder']['0-1']['attn']
-  more = adapt.lora(KEY, params, R, targets='attn/[kqv]$').params['decoder']['0-1']['attn']
+  few = adapt.lora(KEY, params, R, select='attn/q$')['decoder']['0-1']['attn']
+  more = adapt.lora(KEY, params, R, select='attn/[kqv]$')['decoder']['0-1']['attn']
   np.testing.assert_array_equal(few['q'].a, more['q'].a)
   assert not np.array_equal(more['q'].a, more['k'].a[..., :R])
   assert not np.array_equal(more['k'].a, more['v'].a)
   assert not np.array_equal(more['k'].a[0], more['k'].a[1])
-  other = adapt.lora(jax.random.key(1), params, R, targets='attn/q$').params
+  other = adapt.lora(jax.random.key(1), params, R, select='attn/q$')
   assert not np.array_equal(other['decoder']['0-1']['attn']['q'].a, few['q'].a)
 
 
 def test_only_a_and_b_and_a_head_are_trained():
   params = {'attn': {'q': jnp.ones((4, 4))}, 'head': {'dense': jnp.ones((4, 4))}}
-  trainable, frozen = tree.partition(*adapt.lora(KEY, params, 1))
+  trainable, frozen = adapt.trainable(adapt.lora(KEY, params, 1))
   assert trainable['head']['dense'] is params['head']['dense']
   q = trainable['attn']['q']
   assert q.base is None and q.scale is None and q.a.shape == (4, 1) and q.b.shape == (1, 4)
   assert frozen['attn']['q'].base is params['attn']['q']
-  trainable, _ = tree.partition(*adapt.lora(KEY, params, 1, also=None))
+  trainable, _ = adapt.trainable(adapt.lora(KEY, params, 1, also=None))
   assert trainable['head']['dense'] is None
 
 
 def test_a_wrapped_head_trains_its_adapter_alone():
   params = {'head': {'dense': jnp.ones((4, 4)), 'dense_bias': jnp.ones(4)}}
-  trainable, _ = tree.partition(*adapt.lora(KEY, params, 1, targets='head/dense$'))
+  trainable, _ = adapt.trainable(adapt.lora(KEY, params, 1, select='head/dense$'))
   dense = trainable['head']['dense']
   assert dense.base is None and dense.scale is None and dense.a is not None
   assert trainable['head']['dense_bias'] is params['head']['dense_bias']
 
 
 def test_lora_over_lora_trains_the_outer_one(params):
-  once = moved(adapt.lora(KEY, params, R, targets='attn/q$').params)
-  twice, rules = adapt.lora(jax.random.key(1), once, 3, targets='attn/q$')
-  trainable, _ = tree.partition(twice, rules)
+  once = moved(adapt.lora(KEY, params, R, select='attn/q$'))
+  twice = adapt.lora(jax.random.key(1), once, 3, select='attn/q$')
+  trainable, _ = adapt.trainable(twice)
   q = trainable['decoder']['0-1']['attn']['q']
   assert q.a.shape == (2, 8, 3)
   assert jax.tree.leaves(q.base) == [] and q.scale is None
@@ -206,9 +206,9 @@ def test_lora_over_lora_trains_the_outer_one(params):
 
 
 def test_merge_is_materialize_and_leaves_the_rest(params):
-  tuned = moved(adapt.lora(KEY, params, R, targets='attn/q$').params)
+  tuned = moved(adapt.lora(KEY, params, R, select='attn/q$'))
   merged = adapt.merge(tuned)
-  assert jax.tree.structure(merged) == jax.tree.structure(params)
+  assert jax.tree.structure(merged) == jax.tree.structure(dict(params))
   w = tuned['decoder']['0-1']['attn']['q']
   np.testing.assert_array_equal(merged['decoder']['0-1']['attn']['q'], ops.materialize(w))
   assert merged['embed']['tokens'] is params['embed']['tokens']
@@ -226,31 +226,31 @@ def test_merge_rounds_once():
 
 
 def test_a_rank_that_does_not_fit_is_refused(params):
-  with pytest.raises(InputError, match=r'method.rank is 5, but .*attn/k. is a 8x4.*from 1 to 4'):
+  with pytest.raises(InputError, match=r'lora: rank is 5, but .*attn/k. is a 8x4.*from 1 to 4'):
     adapt.lora(KEY, params, 5)
   for rank in (0, -1):
-    with pytest.raises(InputError, match=f'method.rank is {rank}; it must be at least 1'):
+    with pytest.raises(InputError, match=f'lora: rank is {rank}, but '):
       adapt.lora(KEY, params, rank)
 
 
 @pytest.mark.parametrize('alpha', [0, -1.0, float('nan'), float('inf')])
 def test_an_alpha_that_is_not_positive_is_refused(params, alpha):
-  with pytest.raises(InputError, match='method.alpha is .*; it must be a positive number'):
+  with pytest.raises(InputError, match='lora: alpha is .*; it must be a positive number'):
     adapt.lora(KEY, params, R, alpha)
 
 
 def test_targets_without_a_match_are_refused_with_those_there_are(params):
-  with pytest.raises(InputError, match="'q_proj' match no parameter; the matrices are .*attn/q"):
-    adapt.lora(KEY, params, R, targets='q_proj')
+  with pytest.raises(InputError, match="'q_proj' matches no parameter; the matrices are .*attn/q"):
+    adapt.lora(KEY, params, R, select='q_proj')
 
 
 def test_vectors_are_refused_even_where_a_stack_of_them_looks_like_a_matrix(params):
   with pytest.raises(InputError, match=r"needs a matrix, and 'norm/scale' has the shape \(8,\)"):
-    adapt.lora(KEY, params, R, targets='^norm')
+    adapt.lora(KEY, params, R, select='^norm')
   with pytest.raises(InputError, match=r"'decoder/0-1/attn_norm/scale' has the shape \(2, 8\)"):
-    adapt.lora(KEY, params, R, targets='attn')
+    adapt.lora(KEY, params, R, select='attn')
 
 
 def test_shapes_are_enough():
-  adapted = jax.eval_shape(lambda p: adapt.lora(KEY, p, R).params, MODEL.shapes())
+  adapted = jax.eval_shape(lambda p: adapt.lora(KEY, p, R), MODEL.shapes())
   assert adapted['decoder']['0-1']['mlp']['up'].b.shape == (2, R, 12)

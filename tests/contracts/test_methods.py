@@ -1,93 +1,131 @@
-"""What every fine-tuning method keeps: rules that cover all, and gradients only where they say."""
+"""What every fine-tuning method keeps, over the kinds of models.
+
+The default suite runs each method over one kind in turn and the encoder; the slow suite all pairs.
+"""
+
+import dataclasses
+import re
 
 import jax
-import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 
-from jaxtune import adapt, losses, models, tree
+from jaxtune import adapt, models, shard, tree
+from tests.contracts.methods import KINDS, METHODS, Kind, adapted, params_of, shaken, takes
 
-MODEL = models.encoder(
-  models.EncoderConfig(
-    vocabulary=9, width=4, hidden=6, layers=1, heads=2, positions=4, activation='relu', outputs=3
-  )
+PAIRS = [(m, k) for m in METHODS for k in KINDS if takes(METHODS[m], k)]
+
+
+def _first(method: str) -> set[str]:
+  """Two kinds for each method, others for the next."""
+  kinds = [k for k in KINDS if takes(METHODS[method], k)]
+  at = list(METHODS).index(method)
+  return {kinds[at % len(kinds)], kinds[(at + 1) % len(kinds)]}
+
+
+pairs = pytest.mark.parametrize(
+  'method, kind',
+  [
+    pytest.param(m, k, id=f'{m}-{k}', marks=() if k in _first(m) else pytest.mark.slow)
+    for m, k in PAIRS
+  ],
 )
-KEY = jax.random.key(0)
-HEAD = {'head/dense', 'head/dense_bias'}
-BODY = {path for path, _ in tree.named_weights(MODEL.shapes())} - HEAD
-LINEAR = [
-  *(f'encoder/0-0/attn/{name}' for name in 'qkvo'),
-  *('encoder/0-0/mlp/up', 'encoder/0-0/mlp/down', 'pooler/dense'),
-]
-METHODS = {
-  'full': (adapt.full, BODY | HEAD),
-  'probe': (adapt.probe, HEAD),
-  'freeze': (
-    lambda params: adapt.freeze(params, [('^embed/', False), ('', True)]),
-    HEAD | {path for path in BODY if not path.startswith('embed/')},
-  ),
-  'lora': (
-    lambda params: adapt.lora(KEY, params, 2),
-    HEAD | {f'{path}/{field}' for path in LINEAR for field in 'ab'},
-  ),
-}
-RNG = np.random.default_rng(0)
-BASE = jax.tree.map(lambda x: np.float32(RNG.normal(0.1, 0.5, x.shape)), MODEL.shapes())
-BATCH = {
-  'tokens': RNG.integers(0, 9, (3, 4)).astype(np.int32),
-  'label': np.array([0, 2, 1], np.int32),
-}
-
-
-def total(trainable, frozen):
-  params = trainable if frozen is None else tree.combine(trainable, frozen)
-  return losses.classification(MODEL)(params, BATCH, None).total
-
-
-BASE_VALUE = jax.jit(total)
 
 
 def test_every_method_is_under_contract():
-  assert set(METHODS) == {name for name in adapt.__all__ if name.islower()} - {'merge'}
+  assert set(METHODS) == set(adapt.METHODS)
 
 
-@pytest.mark.parametrize('name', METHODS)
-def test_a_method_trains_what_its_rules_say_and_nothing_else(name):
-  method, trained = METHODS[name]
-  adapted, rules = method(BASE)
-
-  routes = tree.routing(rules, adapted)
-  assert len(routes) == len(jax.tree.leaves(adapted))
-  assert {route.path for route in routes if route.value} == trained
-  trainable, frozen = tree.partition(adapted, rules)
-  paths = [tree.path_name(path) for path, _ in jax.tree_util.tree_flatten_with_path(trainable)[0]]
-  assert set(paths) == trained
-  # The first pass is the base model's, and a step down the gradient is a step down.
-  trainable = jax.tree.map(jnp.asarray, trainable)
-  run = jax.jit(jax.value_and_grad(total))
-  value, gradient = run(trainable, frozen)
-  np.testing.assert_allclose(value, BASE_VALUE(BASE, None), rtol=1e-5)
-  assert jax.tree.structure(gradient) == jax.tree.structure(trainable)
-  still = {path for path, g in zip(paths, jax.tree.leaves(gradient), strict=True) if not g.any()}
-  assert still <= {path for path in trained if path.endswith('/a')}  # while B is zero
-  lower, gradient = run(jax.tree.map(lambda p, g: p - 0.01 * g, trainable, gradient), frozen)
-  assert lower < value
-  assert all(g.any() for g in jax.tree.leaves(gradient))
+@pairs
+def test_it_trains_what_it_claims_and_starts_as_the_base(method, kind):
+  row, made = METHODS[method], KINDS[kind]()
+  params = adapted(method, kind, made)
+  trainable, frozen = adapt.trainable(params)
+  paths = tree.paths(trainable)
+  assert paths
+  assert all(re.search(row.trains, path) or path.startswith('head/') for path in paths)
+  state = optax.adam(1e-3).init(trainable)
+  assert tree.count(state) == 2 * tree.count(trainable) + 1
+  assert tree.count(trainable) + tree.count(frozen) == tree.count(params)
+  if row.identity:
+    base, first = (jax.jit(made.apply)(p) for p in (params_of(made), params))
+    np.testing.assert_allclose(first, base, rtol=1e-5, atol=1e-5)
 
 
-@pytest.mark.parametrize('name', METHODS)
-def test_a_compiled_method_is_the_eager_one(name):
-  method, _ = METHODS[name]
-  got, want = jax.jit(lambda params: method(params).params)(BASE), method(BASE).params
-  assert jax.tree.structure(got) == jax.tree.structure(want)
-  for a, b in zip(jax.tree.leaves(got), jax.tree.leaves(want), strict=True):
-    np.testing.assert_array_equal(a, b)
+@pairs
+def test_a_gradient_reaches_all_of_it_and_merging_changes_nothing(method, kind):
+  row, made = METHODS[method], KINDS[kind]()
+  trainable, frozen = adapt.trainable(adapted(method, kind, made))
+  trainable = shaken(trainable)
+
+  def out(trainable):
+    return made.apply(tree.combine(trainable, frozen))
+
+  def loss(trainable):
+    return ((out(trainable) - 1) ** 2).mean()
+
+  gradient = jax.jit(jax.grad(loss))(trainable)
+  missing = [p for p, g in zip(tree.paths(gradient), jax.tree.leaves(gradient), strict=True)
+             if not np.abs(g).max() > 0]  # fmt: skip
+  assert all(re.search(r'embed/(positions|types|tokens)|pooler', path) for path in missing), missing
+  if row.merges:
+    merged = adapt.merge(tree.combine(trainable, frozen))
+    assert tree.paths(merged) == tree.paths(params_of(made))
+    want = np.asarray(jax.jit(out)(trainable))
+    scale = max(1.0, np.abs(want).max())
+    np.testing.assert_allclose(jax.jit(made.apply)(merged), want, atol=1e-5 * scale)
 
 
-@pytest.mark.parametrize('name', METHODS)
-def test_a_method_needs_only_shapes(name):
-  method, trained = METHODS[name]
-  shapes = jax.eval_shape(lambda params: method(params).params, MODEL.shapes())
-  rules = method(BASE).rules
-  trainable, _ = tree.partition(shapes, rules)
-  assert len(jax.tree.leaves(trainable)) == len(trained)
+def value(made: Kind, trainable, frozen):
+  return made.apply(tree.combine(trainable, frozen))
+
+
+@pytest.mark.parametrize('method', METHODS)
+def test_lanes_are_single_runs(method):
+  kind = 'encoder'
+  made = KINDS[kind]()
+  trainable, frozen = adapt.trainable(adapted(method, kind, made))
+  lanes = [shaken(trainable, size) for size in (0.0, 0.1)]
+  both = jax.tree.map(lambda *x: np.stack(x), *lanes)
+  got = jax.jit(jax.vmap(lambda t: value(made, t, frozen)))(both)
+  for lane, row in zip(lanes, got, strict=True):
+    np.testing.assert_allclose(row, value(made, lane, frozen), atol=2e-5, rtol=2e-5)
+
+
+@pytest.mark.parametrize('method', METHODS)
+def test_remat_and_fsdp_change_nothing(method):
+  kind = 'encoder'
+  made = KINDS[kind]()
+  params = adapted(method, kind, made)
+  trainable, frozen = adapt.trainable(params)
+  trainable = shaken(trainable)
+
+  def gradient(made, trainable, frozen):
+    return jax.grad(lambda t: ((value(made, t, frozen) - 1) ** 2).mean())(trainable)
+
+  config = dataclasses.replace(made.model.config, remat=True)
+
+  again = dataclasses.replace(made, model=models.build(config))
+  want = jax.jit(lambda t, f: gradient(made, t, f))(trainable, frozen)
+  grid = shard.mesh({'data': 1, 'fsdp': 8})
+  placed = jax.device_put(
+    tree.combine(trainable, frozen),
+    shard.param_shardings(grid, params, made.model.axes(params)),
+  )
+  spread = [leaf for leaf in jax.tree.leaves(placed) if not leaf.sharding.is_fully_replicated]
+  assert spread
+  got = jax.jit(lambda t, f: gradient(again, t, f))(*tree.partition(placed, params.rules))
+  jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=2e-5, rtol=1e-3), got, want)
+
+
+@pytest.mark.parametrize('method', METHODS)
+def test_a_method_needs_only_shapes_and_compiles(method):
+  made = KINDS['encoder']()
+  eager = adapted(method, 'encoder', made)
+  shapes = jax.eval_shape(lambda: adapted(method, 'encoder', made))
+  assert tree.difference(eager, shapes) is None
+  assert shapes.rules == eager.rules
+  compiled = jax.jit(lambda: adapted(method, 'encoder', made))()
+  for a, b in zip(jax.tree.leaves(eager), jax.tree.leaves(compiled), strict=True):
+    np.testing.assert_allclose(a, b, atol=1e-6)

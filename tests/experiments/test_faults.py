@@ -126,7 +126,7 @@ MOMENTS = {
   'before the first step is saved': 'orbax.checkpoint.CheckpointManager.save',
   'between a checkpoint and its digests': 'jaxtune.train.checkpoint._digests',
   'before the log is cut': 'jaxtune.report.metrics.truncate_after',
-  'before the export': 'jaxtune.interop.save_adapter',
+  'before the export': 'jaxtune.interop.save_peft',
   'before the report': 'jaxtune.report.write_report',
 }
 

@@ -74,11 +74,9 @@ def test_classifier_exported_to_peft(minilm, tmp_path, targets):
   model, params = models.classifier(jax.random.key(1), model, params, 3)
   params['head'] = jax.tree.map(lambda x: 20 * x + 0.1, params['head'])  # as if trained
   base = ours(model, params)
-  adapted = adapt.lora(jax.random.key(2), params, 8, targets=targets)
-  tuned = shaken(adapted.params, 0.3 if 'attn/[qv]' in targets else 0.05)
-  interop.save_adapter(
-    tmp_path / 'out', model, tuned, minilm, rules=adapted.rules, labels=('a', 'b', 'c')
-  )
+  adapted = adapt.lora(jax.random.key(2), params, 8, select=targets)
+  tuned = shaken(adapted, 0.3 if 'attn/[qv]' in targets else 0.05)
+  interop.save_peft(tmp_path / 'out', model, tuned, minilm, labels=('a', 'b', 'c'))
   peer = transformers.AutoModelForSequenceClassification.from_pretrained(minilm, num_labels=3)
   peer = peft.PeftModel.from_pretrained(peer, tmp_path / 'out')
   agree(base, ours(model, tuned), theirs(peer), 'MiniLM classifier, ours in PEFT')
@@ -87,8 +85,8 @@ def test_classifier_exported_to_peft(minilm, tmp_path, targets):
 
 def test_bare_encoder_exported_to_peft(minilm, tmp_path):
   model, params = interop.load(minilm)
-  tuned = shaken(adapt.lora(jax.random.key(2), params, 4).params, 0.05)
-  interop.save_adapter(tmp_path / 'out', model, tuned, minilm)
+  tuned = shaken(adapt.lora(jax.random.key(2), params, 4), 0.05)
+  interop.save_peft(tmp_path / 'out', model, tuned, minilm)
   peer = peft.PeftModel.from_pretrained(
     transformers.AutoModel.from_pretrained(minilm), tmp_path / 'out'
   )
@@ -107,9 +105,9 @@ def test_encoder_without_pooler_takes_its_own_along(tmp_path):
   model, params = models.classifier(jax.random.key(1), model, params, 2)
   params['head']['dense'] = params['head']['dense'] * 50
   adapted = adapt.lora(jax.random.key(2), params, 4)
-  assert isinstance(adapted.params['pooler']['dense'], adapt.LoRA)
-  tuned = shaken(adapted.params, 0.3)
-  interop.save_adapter(tmp_path / 'out', model, tuned, tmp_path / 'base', rules=adapted.rules)
+  assert isinstance(adapted['pooler']['dense'], adapt.LoRA)
+  tuned = shaken(adapted, 0.3)
+  interop.save_peft(tmp_path / 'out', model, tuned, tmp_path / 'base')
   peer = transformers.BertForSequenceClassification.from_pretrained(tmp_path / 'base')
   peer = peft.PeftModel.from_pretrained(peer, tmp_path / 'out')
   agree(ours(model, params), ours(model, tuned), theirs(peer), 'without pooler, ours in PEFT')
@@ -132,15 +130,15 @@ def test_heads_with_a_layer_of_their_own(tmp_path, kind):
   model, params = models.classifier(jax.random.key(1), *body, 3)
   params['head'] = jax.tree.map(lambda x: 5 * x, params['head'])
   targets = 'attn/o$' if kind == 'ModernBert' else adapt.LINEAR  # the others are parts of tensors
-  tuned = shaken(adapt.lora(jax.random.key(2), params, 4, targets=targets).params, 0.3)
-  interop.save_adapter(tmp_path / 'out', model, tuned, tmp_path / 'base')
+  tuned = shaken(adapt.lora(jax.random.key(2), params, 4, select=targets), 0.3)
+  interop.save_peft(tmp_path / 'out', model, tuned, tmp_path / 'base')
   peer = transformers.AutoModelForSequenceClassification.from_pretrained(
     tmp_path / 'base', num_labels=3
   )
   peer = peft.PeftModel.from_pretrained(peer, tmp_path / 'out')
   agree(ours(model, params), ours(model, tuned), theirs(peer), f'{kind}, ours in PEFT')
-  again, read = interop.load_adapter(tmp_path / 'out', *body)
-  np.testing.assert_allclose(ours(again, read.params), ours(model, tuned), atol=1e-4)
+  again, read = load(tmp_path / 'out', *body)
+  np.testing.assert_allclose(ours(again, read), ours(model, tuned), atol=1e-4)
 
 
 @pytest.mark.parametrize('outputs', [0, 2])
@@ -152,10 +150,10 @@ def test_decoder_exported_to_peft(tiny, tmp_path, outputs):
     params['head'] = jax.tree.map(lambda x: 20 * x, params['head'])
   base = ours(model, params)
   params = {**params, 'decoder': models.cut(params['decoder'], 1)}
-  adapted = adapt.lora(jax.random.key(2), params, 4, alpha=6, targets='0-0/(attn|mlp)/')
-  adapted = adapt.lora(jax.random.key(3), adapted.params, 6, targets='1-3/(attn/[qo]|mlp/up)')
-  tuned = shaken(adapted.params, 0.3)
-  interop.save_adapter(tmp_path / 'out', model, tuned, tiny)
+  adapted = adapt.lora(jax.random.key(2), params, 4, alpha=6, select='0-0/(attn|mlp)/')
+  adapted = adapt.lora(jax.random.key(3), adapted, 6, select='1-3/(attn/[qo]|mlp/up)')
+  tuned = shaken(adapted, 0.3)
+  interop.save_peft(tmp_path / 'out', model, tuned, tiny)
   kind = transformers.AutoModelForSequenceClassification if outputs else None
   peer = (kind or transformers.AutoModelForCausalLM).from_pretrained(tiny)
   peer = peft.PeftModel.from_pretrained(peer, tmp_path / 'out')
@@ -165,14 +163,20 @@ def test_decoder_exported_to_peft(tiny, tmp_path, outputs):
 def test_trained_norms_go_along(tiny, tmp_path):
   model, params = interop.load(tiny)
   adapted = adapt.lora(jax.random.key(2), params, 4, also='norm/scale')
-  tuned = shaken(adapted.params, 0.1)
+  tuned = shaken(adapted, 0.1)
   tuned = tree.map_weights(lambda p, x: x * 1.5 if 'norm/scale' in p else x, tuned)
-  interop.save_adapter(tmp_path / 'out', model, tuned, tiny, rules=adapted.rules)
+  interop.save_peft(tmp_path / 'out', model, tuned, tiny)
   peer = transformers.AutoModelForCausalLM.from_pretrained(tiny)
   peer = peft.PeftModel.from_pretrained(peer, tmp_path / 'out')
   agree(ours(model, params), ours(model, tuned), theirs(peer), 'Llama with norms, ours in PEFT')
-  model, again = interop.load_adapter(tmp_path / 'out', *interop.load(tiny))
-  np.testing.assert_allclose(ours(model, again.params), ours(model, tuned), atol=1e-5)
+  model, again = load(tmp_path / 'out', *interop.load(tiny))
+  np.testing.assert_allclose(ours(model, again), ours(model, tuned), atol=1e-5)
+
+
+def load(folder, model, params):
+  """The model, under the classifier that the adapter brings, and the parameters with it."""
+  model, params = interop.adapter_head(folder, model, params)
+  return model, interop.load_peft(folder, model, params)
 
 
 def torch_adapter(peer, config, folder, size=0.1):
@@ -208,9 +212,9 @@ def test_adapter_of_peft_on_a_decoder(tiny, tmp_path, name):
   base = theirs(peer)
   config = peft.LoraConfig(task_type='CAUSAL_LM', **CONFIGS[name])
   tuned = torch_adapter(peer, config, tmp_path / 'adapter', 0.2)
-  model, adapted = interop.load_adapter(tmp_path / 'adapter', *interop.load(tiny))
-  agree(base, tuned, ours(model, adapted.params), f'Llama, {name}, PEFT in ours')
-  trainable, _ = tree.partition(adapted.params, adapted.rules)
+  model, adapted = load(tmp_path / 'adapter', *interop.load(tiny))
+  agree(base, tuned, ours(model, adapted), f'Llama, {name}, PEFT in ours')
+  trainable, _ = adapt.trainable(adapted)
   assert all('base' not in tree.path_name(p) for p, _ in jax.tree.leaves_with_path(trainable))
 
 
@@ -224,10 +228,10 @@ def test_adapter_of_peft_makes_a_bare_encoder_a_classifier(minilm, tmp_path, who
     task_type='SEQ_CLS', r=8, target_modules=['query', 'value'], modules_to_save=whole
   )
   tuned = torch_adapter(peer, config, tmp_path / 'adapter', 0.3)
-  model, adapted = interop.load_adapter(tmp_path / 'adapter', *interop.load(minilm))
+  model, adapted = load(tmp_path / 'adapter', *interop.load(minilm))
   assert model.config.outputs == 4
-  agree(base, tuned, ours(model, adapted.params), f'MiniLM classifier, {whole}, PEFT in ours')
-  trainable, _ = tree.partition(adapted.params, adapted.rules)
+  agree(base, tuned, ours(model, adapted), f'MiniLM classifier, {whole}, PEFT in ours')
+  trainable, _ = adapt.trainable(adapted)
   assert trainable['head']['dense'] is not None
   assert (trainable['pooler']['dense'] is not None) == (whole is not None)
 
@@ -246,13 +250,13 @@ def test_other_arithmetic_of_peft_is_refused(tiny, tmp_path, fields, word):
   config = {'r': 2, 'target_modules': ['q_proj'], 'task_type': 'CAUSAL_LM'} | fields
   torch_adapter(peer, peft.LoraConfig(**config), tmp_path / 'adapter')
   with pytest.raises(ValueError, match=word):
-    interop.load_adapter(tmp_path / 'adapter', *interop.load(tiny))
+    load(tmp_path / 'adapter', *interop.load(tiny))
 
 
 def test_our_config_has_no_key_that_peft_warns_about(tiny, tmp_path, recwarn):
   model, params = interop.load(tiny)
-  tuned = shaken(adapt.lora(jax.random.key(2), params, 4).params, 0.1)
-  interop.save_adapter(tmp_path / 'out', model, tuned, tiny)
+  tuned = shaken(adapt.lora(jax.random.key(2), params, 4), 0.1)
+  interop.save_peft(tmp_path / 'out', model, tuned, tiny)
   recwarn.clear()
   config = peft.PeftConfig.from_pretrained(tmp_path / 'out')
   assert not [w for w in recwarn if 'keyword' in str(w.message)]

@@ -70,7 +70,7 @@ def test_classifier_with_labels(bert, tmp_path):
 def test_adapters_are_merged_and_segments_joined(llama, tmp_path):
   model, params = interop.load(llama())
   cut = {**params, 'decoder': models.cut(params['decoder'], 2)}
-  adapted = adapt.lora(jax.random.key(0), cut, 2).params
+  adapted = adapt.lora(jax.random.key(0), cut, 2)
   tuned = tree.map_weights(
     lambda p, x: adapt.LoRA(x.base, x.a, x.b + 0.1, x.scale) if isinstance(x, adapt.LoRA) else x,
     adapted,

@@ -7,7 +7,7 @@ import jax
 import numpy as np
 import pytest
 
-from jaxtune import adapt, models, tree
+from jaxtune import adapt, models
 from jaxtune.typing import InputError
 
 ENCODER = models.encoder(
@@ -111,7 +111,7 @@ def test_a_head_with_a_hidden_layer_is_fresh_and_trained_as_a_whole():
   assert head['hidden'].any() and not head['hidden_bias'].any()
   want = np.tanh(first @ head['hidden']) @ head['dense']
   np.testing.assert_allclose(jax.jit(model.apply)(params, TOKENS, MASK), want, atol=1e-5)
-  trained, _ = tree.partition(params, adapt.probe(params).rules)
+  trained, _ = adapt.trainable(adapt.probe(None, params))
   assert len(jax.tree.leaves(trained)) == 4
 
 

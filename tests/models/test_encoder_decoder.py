@@ -195,7 +195,7 @@ def test_cutting_and_recomputing_change_neither_values_nor_gradients(params):
 
 
 def test_every_leaf_has_one_name_an_axis_and_every_layer_matrix_an_adapter(params):
-  adapted = adapt.lora(jax.random.key(0), params, 2).params
+  adapted = adapt.lora(jax.random.key(0), params, 2)
   for tree_ in (params, adapted):
     axes = MODEL.axes(tree_)
     jax.tree.map(lambda leaf, names: None if leaf.ndim == len(names) else 1 / 0, tree_, axes)

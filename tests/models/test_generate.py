@@ -40,7 +40,7 @@ def without_cache(params, prompt, count):
 
 @pytest.fixture(scope='module')
 def lora():
-  params = adapt.lora(jax.random.key(5), PARAMS, 2, 4.0).params
+  params = adapt.lora(jax.random.key(5), PARAMS, 2, 4.0)
   return jax.tree.map(lambda x: x + 0.1 * jax.random.normal(jax.random.key(6), x.shape), params)
 
 

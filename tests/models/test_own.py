@@ -62,9 +62,9 @@ def test_the_module_is_called_on_its_parameters(make):
 def test_lora_is_merged_weights_and_gradients_reach_it(make):
   spec, params, (first, _) = make()
   base = spec.apply(params, X)
-  adapted, rules = adapt.lora(jax.random.key(1), params, 2, 4, targets='kernel$')
+  adapted = adapt.lora(jax.random.key(1), params, 2, 4, select='kernel$')
   np.testing.assert_array_equal(spec.apply(adapted, X), base)
-  trainable, frozen = tree.partition(adapted, rules)
+  trainable, frozen = adapt.trainable(adapted)
   trainable = jax.tree.map(lambda x: x + 0.1, trainable)
   tuned = tree.combine(trainable, frozen)
   assert np.abs(spec.apply(tuned, X) - base).max() > 0.01
@@ -81,7 +81,7 @@ def test_lora_is_merged_weights_and_gradients_reach_it(make):
 @MAKERS
 def test_every_axis_is_unnamed(make):
   spec, params, (first, _) = make()
-  adapted = adapt.lora(jax.random.key(1), params, 2, 4, targets='kernel$').params
+  adapted = adapt.lora(jax.random.key(1), params, 2, 4, select='kernel$')
   axes = spec.axes(adapted)
   assert axes[first]['bias'] == (None,)
   assert axes[first]['kernel'] == adapt.LoRA((None, None), (None, None), (None, None), ())

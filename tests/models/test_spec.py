@@ -54,7 +54,7 @@ def test_parameters_have_the_agreed_names_and_shapes(name):
 @pytest.mark.parametrize('name', SPECS)
 def test_every_leaf_has_one_name_an_axis(name):
   shapes = SPECS[name].shapes()
-  adapted = jax.eval_shape(lambda p: adapt.lora(jax.random.key(0), p, 2).params, shapes)
+  adapted = jax.eval_shape(lambda p: adapt.lora(jax.random.key(0), p, 2), shapes)
   for params in (shapes, adapted):
     axes = SPECS[name].axes(params)
     ranks = jax.tree.map(lambda leaf, names: len(leaf.shape) == len(names), params, axes)
@@ -70,8 +70,8 @@ def test_axes_of_weights_and_of_adapters():
   assert axes['embed']['tokens'] == ('vocab', 'embed')
 
   def twice(params):
-    once = adapt.lora(jax.random.key(0), params, 2, targets='attn/q$').params
-    return adapt.lora(jax.random.key(1), once, 2, targets='attn/q$').params
+    once = adapt.lora(jax.random.key(0), params, 2, select='attn/q$')
+    return adapt.lora(jax.random.key(1), once, 2, select='attn/q$')
 
   q = SPECS['decoder'].axes(jax.eval_shape(twice, shapes))['decoder']['0-1']['attn']['q']
   assert q.a == ('layers', 'embed', None)

@@ -128,14 +128,14 @@ def test_images_are_classified_by_the_loss_for_texts(params):
   """Adapters on every matrix of the layers learn four images by heart."""
   model, tuned = models.classifier(KEY, MODELS['vit'], params['vit'], 2)
   tuned = adapt.lora(KEY, tuned, 2)
-  lora = {k for k, leaf in tree.named_weights(tuned.params) if isinstance(leaf, adapt.LoRA)}
+  lora = {k for k, leaf in tree.named_weights(tuned) if isinstance(leaf, adapt.LoRA)}
   assert lora == {
     *(f'encoder/0-1/attn/{n}' for n in 'qkvo'),
     *('encoder/0-1/mlp/up', 'encoder/0-1/mlp/down'),
   }
   objective = losses.classification(model)
   batch = {'tokens': np.concatenate([IMAGES, -IMAGES]), 'label': np.array([0, 1, 1, 0], np.int32)}
-  trainable, frozen = tree.partition(tuned.params, tuned.rules)
+  trainable, frozen = adapt.trainable(tuned)
   rule = optim.create('adamw', 0.05)
 
   @jax.jit

@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 
 from jaxtune import models, tree
 from jaxtune.adapt import lora
+from jaxtune.adapt import trainable as trainable_of
 from jaxtune.optim.blockwise import (
   ADAM_MINI,
   Blocks,
@@ -151,7 +152,7 @@ def test_bfloat16_gradients_and_no_gradients_are_safe():
 def test_adapters_and_holes_are_leaves_like_others():
   config = models.DecoderConfig(vocabulary=20, width=8, hidden=12, layers=2, heads=4, kv_heads=2)
   adapted = lora(jax.random.key(1), models.decoder(config).shapes(), 2)
-  trainable, _ = tree.partition(adapted.params, adapted.rules)
+  trainable, _ = trainable_of(adapted)
   tx = adam_mini(1e-2, blocks=adam_mini_blocks(4, 2))
   state = jax.eval_shape(tx.init, trainable)
   updates, state = jax.eval_shape(tx.update, trainable, state, trainable)

@@ -228,7 +228,7 @@ def test_an_adapted_model_trains_its_pairs_and_its_head(rule):
     'head': {'dense': jnp.ones((IN, 2)), 'dense_bias': jnp.zeros(2)},
   }
   adapted = adapt.lora(jax.random.key(0), params, rank=2)
-  trainable, frozen = tree.partition(adapted.params, adapted.rules)
+  trainable, frozen = adapt.trainable(adapted)
   x, y = rng.normal(size=(8, IN)), rng.normal(size=(8, 2))
 
   def loss(trainable):

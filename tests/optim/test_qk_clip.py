@@ -8,8 +8,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from jaxtune import models, tree
+from jaxtune import models
 from jaxtune.adapt import lora
+from jaxtune.adapt import trainable as trainable_of
 from jaxtune.models.query_key import query_key_maxima
 from jaxtune.optim.muon import muon
 from jaxtune.optim.qk_clip import muonclip, qk_clip
@@ -197,6 +198,6 @@ def test_bad_input_is_one_line_that_says_what_to_do():
     tx.init(only)
   _, base = decoder(2)
   adapted = lora(jax.random.key(0), base, 2)
-  trainable, _ = tree.partition(adapted.params, adapted.rules)
+  trainable, _ = trainable_of(adapted)
   with pytest.raises(InputError, match="'decoder/0-0/attn/k' is a LoRA"):
     tx.init(trainable)

@@ -39,7 +39,7 @@ def test_unknown_axis():
 
 def test_one_axis_of_every_weight_is_spread():
   spec, params = model()
-  params = adapt.lora(jax.random.key(1), params, 4).params
+  params = adapt.lora(jax.random.key(1), params, 4)
   mesh = shard.mesh({'fsdp': 8, 'data': 1})
   shardings = shard.param_shardings(mesh, params, spec.axes(params))
   layer = shardings['decoder']['0-1']

@@ -7,7 +7,7 @@ import jax
 import numpy as np
 import pytest
 
-from jaxtune import adapt, data, losses, models, optim, tree
+from jaxtune import adapt, data, losses, models, optim
 from jaxtune.models import EncoderConfig, ModelSpec
 
 
@@ -15,7 +15,6 @@ from jaxtune.models import EncoderConfig, ModelSpec
 class Tiny:
   model: ModelSpec
   params: Any
-  rules: Any
   trainable: Any
   frozen: Any
   objective: losses.Objective
@@ -35,8 +34,8 @@ def tiny() -> Tiny:
     vocabulary=60, width=16, hidden=32, layers=3, heads=2, positions=16, outputs=3, dropout=0.1
   )
   model = models.encoder(config)
-  params, rules = adapt.lora(jax.random.key(1), model.init(jax.random.key(0)), 2)
-  trainable, frozen = tree.partition(params, rules)
+  params = adapt.lora(jax.random.key(1), model.init(jax.random.key(0)), 2)
+  trainable, frozen = adapt.trainable(params)
   rng = np.random.default_rng(0)
   examples = [
     {
@@ -45,4 +44,4 @@ def tiny() -> Tiny:
     }
     for _ in range(40)
   ]
-  return Tiny(model, params, rules, trainable, frozen, losses.classification(model), examples)
+  return Tiny(model, params, trainable, frozen, losses.classification(model), examples)

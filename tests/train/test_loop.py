@@ -6,15 +6,14 @@ import numpy as np
 import optax
 import pytest
 
-from jaxtune import data, optim, train
+from jaxtune import adapt, data, optim, train
 from jaxtune.losses import Loss
 from jaxtune.typing import InputError
 
 
 @pytest.fixture(scope='module')
 def prepared(tiny):
-  adapted = tiny.params, tiny.rules
-  return train.prepare(tiny.model, adapted, tiny.objective, tiny.optimizer(), tiny.batches())
+  return train.prepare(tiny.model, tiny.params, tiny.objective, tiny.optimizer(), tiny.batches())
 
 
 @pytest.fixture
@@ -108,9 +107,9 @@ def test_nan_stops_and_keeps_the_last_good_checkpoint(tmp_path):
 
   class Model:
     def axes(self, params):
-      return {'w': (None,)}
+      return jax.tree.map(lambda _: (None,), params)
 
-  adapted = {'w': jnp.ones(2)}, ((r'', True),)
+  adapted = adapt.full(jax.random.key(0), {'w': jnp.ones(2)})
   program = train.prepare(Model(), adapted, objective, optax.sgd(0.1), Rows())
   manager = train.open_checkpoints(tmp_path)
   with pytest.raises(InputError, match=r'loss is nan at step 5.*checkpoint is that of step 4'):

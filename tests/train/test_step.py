@@ -188,7 +188,7 @@ def test_step_lowers_from_shapes_alone_to_the_same_program(tiny):
   batch = next(tiny.batches())
 
   def initial(params, key):
-    trainable, frozen = tree.partition(params, tiny.rules)
+    trainable, frozen = tree.partition(params, tiny.params.rules)
     return train.init_state(trainable, optimizer, key), frozen
 
   shapes = jax.eval_shape(lambda: tiny.params)
@@ -230,7 +230,7 @@ def sharded(tiny, sizes):
   optimizer = tiny.optimizer()
   shardings = shard.param_shardings(mesh, tiny.params, tiny.model.axes(tiny.params))
   params = jax.device_put(tiny.params, shardings)
-  trainable, frozen = tree.partition(params, tiny.rules)
+  trainable, frozen = tree.partition(params, tiny.params.rules)
   state = train.init_state(trainable, optimizer, jax.random.key(0))
   states = shard.state_shardings(mesh, state, params, shardings)
   step = jax.jit(

@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from jaxtune import adapt, interop, models, tree
-from jaxtune.interop.save_adapter import _targets
+from jaxtune.interop.peft.save import _targets
 from jaxtune.typing import InputError
 
 
@@ -27,13 +27,19 @@ def shaken(params, size=0.3):
 
 @pytest.fixture
 def tuned(bert):
-  """`(source, model, params, rules)` of a classifier with an adapter that does something."""
+  """`(source, model, params)` of a classifier with an adapter that does something."""
   source = bert()
   model, params = interop.load(source)
   model, params = models.classifier(jax.random.key(1), model, params, 3)
   params['head'] = jax.tree.map(lambda x: 20 * x + 0.5, params['head'])
   adapted = adapt.lora(jax.random.key(2), params, 4, alpha=6)
-  return source, model, shaken(adapted.params), adapted.rules
+  return source, model, shaken(adapted)
+
+
+def load(folder, model, params):
+  """The model, under the classifier that the adapter brings, and the parameters with it."""
+  model, params = interop.adapter_head(folder, model, params)
+  return model, interop.load_peft(folder, model, params)
 
 
 def read(folder):
@@ -49,19 +55,19 @@ def rewrite(folder, change=None, **fields):
 
 
 def test_round_trip(tuned, tmp_path):
-  source, model, params, rules = tuned
-  interop.save_adapter(tmp_path / 'a', model, params, source, rules=rules, labels=('x', 'y', 'z'))
-  again, adapted = interop.load_adapter(tmp_path / 'a', *interop.load(source))
+  source, model, params = tuned
+  interop.save_peft(tmp_path / 'a', model, params, source, labels=('x', 'y', 'z'))
+  again, adapted = load(tmp_path / 'a', *interop.load(source))
   assert again.config == model.config
-  jax.tree.map(np.testing.assert_array_equal, params, adapted.params)
-  before, after = (tree.partition(params, r)[0] for r in (rules, adapted.rules))
-  assert jax.tree.structure(before) == jax.tree.structure(after)
+  jax.tree.map(np.testing.assert_array_equal, dict(params), dict(adapted))
+  before, after = adapt.trainable(params)[0], adapt.trainable(adapted)[0]
+  assert tree.paths(before) == tree.paths(after)
   assert interop.load_labels(tmp_path / 'a') == ('x', 'y', 'z')
 
 
 def test_what_the_files_hold(tuned, tmp_path):
-  source, model, params, rules = tuned
-  interop.save_adapter(tmp_path / 'a', model, params, source, rules=rules, card='# Card\n')
+  source, model, params = tuned
+  interop.save_peft(tmp_path / 'a', model, params, source, card='# Card\n')
   config, tensors = read(tmp_path / 'a')
   assert (config['r'], config['lora_alpha'], config['task_type']) == (4, 6, 'SEQ_CLS')
   assert config['target_modules'] == ['dense', 'key', 'query', 'value']
@@ -80,90 +86,90 @@ def test_what_the_files_hold(tuned, tmp_path):
   np.testing.assert_array_equal(tensors['base_model.model.classifier.bias'], head['dense_bias'])
   assert len(tensors) == 2 * (2 * 6 + 1) + 2
   assert (tmp_path / 'a' / 'README.md').read_text() == '# Card\n'
-  assert not (tmp_path / 'a' / 'jaxtune.json').exists()
+  assert interop.load_labels(tmp_path / 'a') is None
 
 
 def test_segments_of_unlike_rank(llama, tmp_path):
   source = llama()
   model, base = interop.load(source)
   params = {**base, 'decoder': models.cut(base['decoder'], 1)}
-  adapted = adapt.lora(jax.random.key(2), params, 4, alpha=6, targets='0-0/attn/')
-  adapted = adapt.lora(jax.random.key(3), adapted.params, 2, alpha=8, targets='1-2/(attn/q|mlp/up)')
-  params = shaken(adapted.params)
-  interop.save_adapter(tmp_path / 'a', model, params, source)
+  adapted = adapt.lora(jax.random.key(2), params, 4, alpha=6, select='0-0/attn/')
+  adapted = adapt.lora(jax.random.key(3), adapted, 2, alpha=8, select='1-2/(attn/q|mlp/up)')
+  params = shaken(adapted)
+  interop.save_peft(tmp_path / 'a', model, params, source)
   config, _ = read(tmp_path / 'a')
   assert config['task_type'] == 'CAUSAL_LM' and config['modules_to_save'] is None
   modules = {'model.layers.0.self_attn.q_proj', 'model.layers.2.mlp.up_proj'}
   assert len(modules & set(config['rank_pattern'])) == 1  # one rank is the general one
-  same, again = interop.load_adapter(tmp_path / 'a', model, base)
+  same, again = load(tmp_path / 'a', model, base)
   assert same.config == model.config
-  cut = {**again.params, 'decoder': models.cut(again.params['decoder'], 1)}
+  cut = {**again, 'decoder': models.cut(again['decoder'], 1)}
   jax.tree.map(
     lambda a, b: np.testing.assert_allclose(a, b, atol=1e-6), adapt.merge(params), adapt.merge(cut)
   )
-  q = again.params['decoder']['0-2']['attn']['q']  # ranks 4, 2, 2 in one stack
+  q = again['decoder']['0-2']['attn']['q']  # ranks 4, 2, 2 in one stack
   assert q.a.shape == (3, 16, 4) and not q.a[1:, :, 2:].any() and not q.b[1:, 2:].any()
   np.testing.assert_allclose(q.scale, [1.5, 4, 4])
-  up = again.params['decoder']['0-2']['mlp']['up']
+  up = again['decoder']['0-2']['mlp']['up']
   assert not up.a[0].any() and not up.b[0].any()  # no adapter there
-  assert not isinstance(again.params['decoder']['0-2']['mlp']['gate'], adapt.LoRA)
+  assert not isinstance(again['decoder']['0-2']['mlp']['gate'], adapt.LoRA)
 
 
 def test_rslora_and_patterns(tuned, tmp_path):
-  source, model, params, _ = tuned
-  interop.save_adapter(tmp_path / 'a', model, params, source)
+  source, model, params = tuned
+  interop.save_peft(tmp_path / 'a', model, params, source)
   rewrite(tmp_path / 'a', use_rslora=True, alpha_pattern={r'layer\.1\.attention.self.key': 10})
-  again = interop.load_adapter(tmp_path / 'a', *interop.load(source))[1].params
+  again = load(tmp_path / 'a', *interop.load(source))[1]
   attention = again['encoder']['0-1']['attn']
   np.testing.assert_allclose(attention['q'].scale, [3, 3])  # 6 / sqrt(4)
   np.testing.assert_allclose(attention['k'].scale, [3, 5])
 
 
 def test_what_the_base_lacks_goes_along(tuned, bert, tmp_path):
-  source, model, params, rules = tuned
+  source, model, params = tuned
   tensors = {n: x for n, x in bert.tensors.items() if 'pooler' not in n}
   safetensors.numpy.save_file(tensors, source / 'model.safetensors')
-  interop.save_adapter(tmp_path / 'a', model, params, source, rules=rules)
+  interop.save_peft(tmp_path / 'a', model, params, source)
   config, tensors = read(tmp_path / 'a')
   assert config['modules_to_save'] == ['bert.pooler.dense', 'classifier']
   merged = adapt.merge(params)['pooler']['dense']
   np.testing.assert_array_equal(tensors['base_model.model.bert.pooler.dense.weight'], merged.T)
   assert not any('pooler.dense.lora' in name for name in tensors)
-  again, adapted = interop.load_adapter(tmp_path / 'a', *interop.load(source))
+  again, adapted = load(tmp_path / 'a', *interop.load(source))
   assert again.config == model.config
   jax.tree.map(
     lambda a, b: np.testing.assert_allclose(a, b, atol=1e-6),
     adapt.merge(params),
-    adapt.merge(adapted.params),
+    adapt.merge(adapted),
   )
   rewrite(tmp_path / 'a', lambda t: {n: x for n, x in t.items() if 'pooler' not in n})
   with pytest.raises(InputError, match='pooler.dense.* that neither it nor the base'):
-    interop.load_adapter(tmp_path / 'a', *interop.load(source))
+    load(tmp_path / 'a', *interop.load(source))
 
 
 def test_adapters_that_cannot_be_written(tuned, llama, tmp_path):
-  source, model, params, rules = tuned
+  source, model, params = tuned
   out = tmp_path / 'a'
 
   def refused(words, *arguments, **options):
     with pytest.raises(InputError, match=words):
-      interop.save_adapter(out, *arguments, **options)
+      interop.save_peft(out, *arguments, **options)
     assert not out.exists()
 
-  refused('every B is zero', model, shaken(params, 0.0), source)
+  refused('changes nothing', model, shaken(params, 0.0), source)
   refused('NaN', model, shaken(params, float('nan')), source)
-  refused('no LoRA adapter', model, adapt.merge(params), source)
+  refused('hold no adapter', model, adapt.merge(params), source)
   refused('3 outputs', model, params, source, labels=('x', 'y'))
-  twice = adapt.lora(jax.random.key(0), params, 2).params
+  twice = adapt.lora(jax.random.key(0), params, 2)
   refused('an adapter on an adapter', model, twice, source)
-  under = ((r'attn/q/base$', True), (r'', False))
-  refused('trained under its adapter', model, params, source, rules=under)
+  under = adapt.train_also(params, [(r'attn/q/base$', True)])
+  refused('trained under its adapter', model, under, source)
   source = llama()
   model, params = interop.load(source)
-  embed = shaken(adapt.lora(jax.random.key(0), params, 2, targets='embed/tokens').params)
+  embed = shaken(adapt.lora(jax.random.key(0), params, 2, select='embed/tokens'))
   refused('is an embedding', model, embed, source)
   adapted = adapt.lora(jax.random.key(0), params, 2, also='embed/tokens')
-  refused('is tied to the head', model, shaken(adapted.params), source, rules=adapted.rules)
+  refused('is tied to the head', model, shaken(adapted), source)
 
 
 def fused(model_type, **fields):
@@ -177,23 +183,29 @@ def fused(model_type, **fields):
   )
 
 
-def test_parts_of_tensors_have_no_adapter_of_their_own(tmp_path):
-  for model, params, targets, words in (
-    (*fused('phi3'), 'attn/q$', "'decoder/0-1/attn/q' is a part of .*qkv_proj"),
-    (*fused('mixtral', experts=2, expert_hidden=4), 'experts/up$', 'holds many experts'),
-  ):
-    adapted = shaken(adapt.lora(jax.random.key(0), params, 2, targets=targets).params)
-    with pytest.raises(InputError, match=words):
-      interop.save_adapter(tmp_path / 'a', model, adapted, 'someone/base')
+def test_experts_have_no_adapter_of_their_own(tmp_path):
+  model, params = fused('mixtral', experts=2, expert_hidden=4)
+  adapted = shaken(adapt.lora(jax.random.key(0), params, 2, select='experts/up$'))
+  with pytest.raises(InputError, match='holds many experts'):
+    interop.save_peft(tmp_path / 'a', model, adapted, 'someone/base')
+
+
+def test_parts_of_a_tensor_share_one_adapter(tmp_path):
+  """A of all of them under each other, and B with a block for each."""
   model, params = fused('phi3')
-  adapted = shaken(adapt.lora(jax.random.key(0), params, 2, targets='mlp/down$').params)
-  interop.save_adapter(tmp_path / 'a', model, adapted, 'someone/base')
-  again = interop.load_adapter(tmp_path / 'a', model, params)[1].params
-  jax.tree.map(np.testing.assert_array_equal, adapted, again)
-  name = 'base_model.model.model.layers.0.self_attn.qkv_proj.lora_A.weight'
-  rewrite(tmp_path / 'a', lambda t: t | {name: np.ones((2, 8), 'f')})
-  with pytest.raises(InputError, match='qkv_proj.* keeps that module in several parts'):
-    interop.load_adapter(tmp_path / 'a', model, params)
+  adapted = shaken(adapt.lora(jax.random.key(0), params, 2, select='attn/[qv]$|mlp/'))
+  interop.save_peft(tmp_path / 'a', model, adapted, 'someone/base')
+  config, tensors = read(tmp_path / 'a')
+  assert config['target_modules'] == ['down_proj', 'gate_up_proj', 'qkv_proj']
+  name = 'base_model.model.model.layers.0.self_attn.qkv_proj.lora_'
+  assert tensors[f'{name}A.weight'].shape == (4, 8) and tensors[f'{name}B.weight'].shape == (24, 4)
+  assert not tensors[f'{name}B.weight'][8:16].any()  # k has none
+  again = load(tmp_path / 'a', model, params)[1]
+  jax.tree.map(
+    lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5),
+    adapt.merge(adapted),
+    adapt.merge(again),
+  )
 
 
 def test_the_whole_head_goes_along(tmp_path):
@@ -215,29 +227,29 @@ def test_the_whole_head_goes_along(tmp_path):
   params = jax.tree.map(lambda x: rng.standard_normal(x.shape).astype('f'), body.shapes())
   model, base = models.classifier(jax.random.key(1), body, params, 3)
   adapted = adapt.lora(jax.random.key(2), base, 2)
-  tuned = shaken(adapted.params)
-  interop.save_adapter(tmp_path / 'a', model, tuned, 'someone/base', rules=adapted.rules)
+  tuned = shaken(adapted)
+  interop.save_peft(tmp_path / 'a', model, tuned, 'someone/base')
   saved, tensors = read(tmp_path / 'a')
   assert saved['modules_to_save'] == ['classifier']
   whole = {n for n in tensors if '.lora_' not in n}
   kinds = [f'{layer}.{kind}' for layer in ('dense', 'out_proj') for kind in ('bias', 'weight')]
   assert whole == {f'base_model.model.classifier.{kind}' for kind in kinds}
-  again, read_back = interop.load_adapter(tmp_path / 'a', body, params)
+  again, read_back = load(tmp_path / 'a', body, params)
   assert again.config == model.config
   jax.tree.map(
     lambda a, b: np.testing.assert_allclose(a, b, atol=1e-6),
     adapt.merge(tuned),
-    adapt.merge(read_back.params),
+    adapt.merge(read_back),
   )
   rewrite(tmp_path / 'a', lambda t: {n: x for n, x in t.items() if 'classifier.dense' not in n})
   with pytest.raises(InputError, match='through classifier.dense.* that neither it nor the base'):
-    interop.load_adapter(tmp_path / 'a', body, params)
+    load(tmp_path / 'a', body, params)
 
 
 @pytest.mark.parametrize(
   'fields, change, words',
   [
-    ({'peft_type': 'IA3'}, None, "peft_type is 'IA3'"),
+    ({'peft_type': 'XYZ'}, None, "peft_type is 'XYZ'"),
     ({'use_dora': True}, None, 'use_dora'),
     ({'something_new': {'a': 1}}, None, 'something_new'),
     ({'bias': 'all'}, None, 'bias'),
@@ -252,31 +264,31 @@ def test_the_whole_head_goes_along(tmp_path):
   ],
 )
 def test_adapters_that_cannot_be_read(tuned, tmp_path, fields, change, words):
-  source, model, params, _ = tuned
-  interop.save_adapter(tmp_path / 'a', model, params, source)
+  source, model, params = tuned
+  interop.save_peft(tmp_path / 'a', model, params, source)
   rewrite(tmp_path / 'a', change, **fields)
   with pytest.raises(InputError, match=words) as error:
-    interop.load_adapter(tmp_path / 'a', *interop.load(source))
+    load(tmp_path / 'a', *interop.load(source))
   assert '\n' not in str(error.value)
 
 
 def test_folders_that_are_no_adapter(tuned, llama, tmp_path):
-  source, model, params, _ = tuned
+  source, model, params = tuned
   base = interop.load(source)
   with pytest.raises(InputError, match='has no adapter_config.json'):
-    interop.load_adapter(source, *base)
-  interop.save_adapter(tmp_path / 'a', model, params, source)
+    load(source, *base)
+  interop.save_peft(tmp_path / 'a', model, params, source)
   with pytest.raises(InputError, match='already has an adapter'):
-    interop.load_adapter(tmp_path / 'a', model, params)
+    load(tmp_path / 'a', model, params)
   with pytest.raises(InputError, match='no place for'):
-    interop.load_adapter(tmp_path / 'a', *interop.load(llama()))
+    load(tmp_path / 'a', *interop.load(llama()))
   weights = tmp_path / 'a' / 'adapter_model.safetensors'
   weights.write_bytes(weights.read_bytes()[:-5])
   with pytest.raises(InputError, match='cut short'):
-    interop.load_adapter(tmp_path / 'a', *base)
+    load(tmp_path / 'a', *base)
   weights.rename(tmp_path / 'a' / 'adapter_model.bin')
   with pytest.raises(InputError, match='pickle'):
-    interop.load_adapter(tmp_path / 'a', *base)
+    load(tmp_path / 'a', *base)
 
 
 PARTS = st.sampled_from(['a', 'b', 'ab', '1', '11', 'dense', 'query'])

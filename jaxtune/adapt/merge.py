@@ -1,0 +1,55 @@
+"""From adapted parameters to plain ones."""
+
+import dataclasses
+import re
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from jaxtune import tree
+from jaxtune.adapt.adapted import Adapted, is_adapter
+from jaxtune.typing import Params, is_weight
+
+
+def merge(params: Params) -> Params:
+  """Every weight leaf as the one matrix that it stands for, computed in float32.
+
+  The result is what the base model had: the same paths, and of each weight the dtype.
+
+  Raises:
+    InputError: a method that is no function of the weights (bottleneck adapters).
+  """
+  with jax.default_matmul_precision('highest'):  # accelerators round to bf16 by default
+    plain = dict(params) if isinstance(params, Adapted) else params
+    merged = tree.map_weights(lambda _, leaf: _dense(leaf) if is_weight(leaf) else leaf, plain)
+  scaled = {
+    bias: leaf.scale_bias
+    for path, leaf in tree.named_weights(params)
+    for bias in [bias_path(path)]
+    if hasattr(leaf, 'scale_bias')
+  }
+  return tree.map_weights(lambda path, leaf: scaled[path](leaf) if path in scaled else leaf, merged)
+
+
+def bias_path(path: str) -> str:
+  """The bias of a weight: `attn/q_bias` of ours, `bias` beside Flax's `kernel`."""
+  return (
+    re.sub(r'(^|/)kernel$', r'\1bias', path) if re.search(r'(^|/)kernel$', path) else f'{path}_bias'
+  )
+
+
+def base_of(leaf: Any) -> Any:
+  """The innermost weight under any adapters: an array, or quantized codes."""
+  return base_of(leaf.base) if is_adapter(leaf) else leaf
+
+
+def _dense(leaf: Any) -> jax.Array:
+  def widen(leaf: Any) -> Any:
+    if is_adapter(leaf):
+      return dataclasses.replace(leaf, base=widen(leaf.base))
+    return (leaf.materialize() if is_weight(leaf) else leaf).astype(jnp.float32)
+
+  base = base_of(leaf)
+  dtype = jax.eval_shape(base.materialize).dtype if is_weight(base) else base.dtype
+  return widen(leaf).materialize().astype(dtype)

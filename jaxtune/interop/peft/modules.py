@@ -1,0 +1,77 @@
+"""The modules of another tool's model, each with our leaves that its tensors are made of."""
+
+import dataclasses
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+
+from jaxtune import tree
+from jaxtune.interop.names import Name, tensors_of
+from jaxtune.typing import Params
+
+
+class Piece(NamedTuple):
+  """One of our leaves, or one layer (and expert) of it, as all or a part of their tensor."""
+
+  path: str
+  place: tuple[int, ...]
+  row: Name
+
+  def of(self, leaf: Any) -> Any:
+    """The fields of the leaf at this place, as NumPy arrays."""
+    return jax.tree.map(lambda x: np.asarray(x[self.place]), leaf)
+
+
+@dataclasses.dataclass
+class Module:
+  """A module as their tools name it: `model.layers.3.self_attn.q_proj`.
+
+  Attributes:
+    name: of the module, as the class for the model's task has it.
+    tensors: `weight`, `bias`, ... to the pieces that it is made of: one, or of a fused tensor
+      several, which then say by `row.part` which of its outputs are theirs.
+  """
+
+  name: str
+  tensors: dict[str, list[Piece]]
+
+  @property
+  def weight(self) -> list[Piece]:
+    return self.tensors.get('weight', [])
+
+  def obstacle(self) -> str | None:
+    """Why no adapter can be on this module's weight; None where one can."""
+    for piece in self.weight:
+      if '{expert}' in piece.row.theirs:
+        return f'{piece.path!r} holds many experts, which an adapter cannot hold one by one'
+      if piece.row.shape is not None:
+        return f'{piece.path!r} is {self.name} in another shape, which an adapter cannot hold'
+    return None
+
+
+def modules_of(
+  names: Sequence[Name], params: Params, rename: Callable[[str], str] = lambda name: name
+) -> dict[str, Module]:
+  """Every module by its name.
+
+  Args:
+    names: the family's table.
+    params: the parameters; what does not come from a file (`prompt/...`) is left out.
+    rename: from the table's name of a tensor to the one wanted.
+  """
+  modules: dict[str, Module] = {}
+  for path, leaf in tree.named_weights(params):
+    if path.partition('/')[0] in VIRTUAL:
+      continue
+    where = tensors_of(names, path, leaf.shape)
+    for index in np.ndindex(*where.lead):
+      name, _, kind = rename(where.name(index)).rpartition('.')
+      module = modules.setdefault(name, Module(name, {}))
+      module.tensors.setdefault(kind, []).append(Piece(path, tuple(index), where.row))
+  return modules
+
+
+# Entries of the parameters that a method brought and no model's file has.
+VIRTUAL = ('prompt', 'prefix')

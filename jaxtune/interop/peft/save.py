@@ -1,0 +1,268 @@
+"""An adapter in PEFT's files."""
+
+import os
+import pathlib
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import jax
+import numpy as np
+import safetensors.numpy
+
+from jaxtune import adapt, ops, tree
+from jaxtune.interop.families import family_of
+from jaxtune.interop.fields import read_json
+from jaxtune.interop.folder import open_weights
+from jaxtune.interop.labels import FILE, check_labels
+from jaxtune.interop.names import Family, bare_name, full_name
+from jaxtune.interop.peft.base import fingerprint
+from jaxtune.interop.peft.format import PREFIX, Export, Format, Written
+from jaxtune.interop.peft.formats import FORMATS
+from jaxtune.interop.peft.modules import VIRTUAL, Module, modules_of
+from jaxtune.interop.source import locate
+from jaxtune.interop.tensors import open_safetensors
+from jaxtune.interop.write import new_folder, write_json
+from jaxtune.models import ModelSpec
+from jaxtune.typing import InputError, Params
+
+_TASKS = {
+  'causal_lm': 'CAUSAL_LM',
+  'classification': 'SEQ_CLS',
+  'seq2seq': 'SEQ_2_SEQ_LM',
+  'token_classification': 'TOKEN_CLS',
+}
+
+
+def save_peft(
+  folder: str | os.PathLike[str],
+  model: ModelSpec,
+  params: Params,
+  base: str | os.PathLike[str] | None = None,
+  labels: Sequence[str] | None = None,
+  card: str | None = None,
+  name: str | None = None,
+) -> None:
+  """Writes `adapter_config.json` and `adapter_model.safetensors`, which PEFT loads on the base.
+
+  A module goes in whole (`modules_to_save`, an adapter on it merged) when it is a classifier's
+  head, when a plain parameter of it was trained, or when the base lacks it (the pooler of some
+  encoders). The written files are read back and checked before they take their place.
+
+  Args:
+    folder: to write; an earlier export there is replaced.
+    model: a built-in model.
+    params: its parameters as a method of `jaxtune.adapt` returned them, trained.
+    base: folder, file or Hub id of the base; `model.source` by default.
+    labels: names of a classifier's outputs, written beside in `jaxtune.json`.
+    card: text of a README.md.
+    name: what the adapter calls its base, a Hub id for whoever gets it; `base` by default.
+
+  Raises:
+    InputError: there is no adapter, it does nothing, or PEFT's files cannot hold what was trained.
+  """
+  family = family_of(model)
+  if labels is not None:
+    check_labels(tuple(labels), model.config.outputs)
+  base = base or model.source or ''
+  trained = _trained(params)
+  format, held = _format(params, trained)
+  modules = _modules(family, model, params)
+  whole = _whole(modules, held, trained, model) | _absent(modules, family, base)
+  adapters = {name: module for name, module in modules.items() if name not in whole}
+  written = format.write(Export(model, params, adapters, held))
+  tensors = written.tensors | _dense(modules, whole, params, model)
+  config = _config(format, written, modules, whole, model, name or str(base))
+  with new_folder(folder) as fresh:
+    file = fresh / 'adapter_model.safetensors'
+    safetensors.numpy.save_file(tensors, file, metadata={'format': 'pt'})
+    write_json(fresh / 'adapter_config.json', config)
+    own: dict[str, Any] = {'base': fingerprint(params, trained)}
+    if labels is not None:
+      own['labels'] = list(labels)
+    write_json(fresh / FILE, own)
+    if card is not None:
+      (fresh / 'README.md').write_text(card, encoding='utf-8')
+    _read_back(fresh, format, written.modules)
+
+
+def adapter_obstacle(model: ModelSpec, params: Params) -> str | None:
+  """Why no adapter's files can hold what these parameters train; None when they can.
+
+  So a run can tell before it trains that it will write the merged model instead.
+  """
+  try:
+    format, held = _format(params, _trained(params))
+    modules = _modules(family_of(model), model, params)
+    _whole(modules, held, _trained(params), model)
+  except InputError as error:
+    return str(error).partition(';')[0]
+  reasons = (
+    module.obstacle()
+    for module in modules.values()
+    if any(piece.path in held for piece in module.weight)
+  )
+  return next((reason for reason in reasons if reason), None)
+
+
+def _trained(params: Params) -> set[str]:
+  """The paths of leaves, and of the fields of weight leaves, that train."""
+  if not isinstance(params, adapt.Adapted):
+    return set()
+  return {route.path for route in tree.routing(params.rules, params) if route.value}
+
+
+def _format(params: Params, trained: set[str]) -> tuple[Format, frozenset[str]]:
+  """The kind of adapter that these parameters hold, and the paths of its leaves."""
+  leaves = tree.named_weights(params)
+  for format in FORMATS:
+    held = {path for path, leaf in leaves if format.holds(path, leaf, path in trained)}
+    if not held:
+      continue
+    for path, leaf in leaves:
+      if path not in held and (adapt.is_adapter(leaf) or path.partition('/')[0] in VIRTUAL):
+        raise InputError(
+          f'{path!r} is a {type(leaf).__name__} beside {format.peft_type}, and an adapter of PEFT '
+          'is of one kind; merge one of them (adapt.merge) or write the whole model with save_hf'
+        )
+      if path in held and adapt.is_adapter(leaf) and adapt.is_adapter(leaf.base):
+        raise InputError(
+          f'{path!r} has an adapter on an adapter; merge the first (adapt.merge) and write its '
+          'model with save_hf as the base'
+        )
+    return format, frozenset(held)
+  raise InputError(
+    'the parameters hold no adapter that PEFT has a format for; write the whole model with save_hf'
+  )
+
+
+def _modules(family: Family, model: ModelSpec, params: Params) -> dict[str, Module]:
+  return modules_of(
+    family.names(model.config), params, lambda name: full_name(family, model.task, name)
+  )
+
+
+def _whole(
+  modules: Mapping[str, Module], held: frozenset[str], trained: set[str], model: ModelSpec
+) -> set[str]:
+  """Modules that were trained as they are, and a classifier's head."""
+  found = set()
+  for module in modules.values():
+    for piece in (piece for pieces in module.tensors.values() for piece in pieces):
+      if f'{piece.path}/base' in trained:
+        raise InputError(
+          f'{piece.path!r} was trained under its adapter; write the whole model with save_hf'
+        )
+      heads = model.config.outputs and piece.path.startswith('head/')
+      if heads or (piece.path in trained and piece.path not in held):
+        reason = module.obstacle()
+        if piece.row.part is not None:
+          reason = f'{piece.path!r} is a part of {module.name}, which an adapter cannot hold alone'
+        if piece.path == 'embed/tokens' and model.family == 'decoder' and model.config.tied:
+          reason = 'embed/tokens was trained and is tied to the head, which an adapter cannot hold'
+        if reason:
+          raise InputError(f'{reason}; write the whole model with save_hf')
+        found.add(module.name)
+  return found
+
+
+def _absent(
+  modules: Mapping[str, Module], family: Family, base: str | os.PathLike[str]
+) -> set[str]:
+  """Modules that the base lacks, so that who loads the adapter would make them up afresh."""
+  try:
+    folder = locate(base)
+  except InputError:
+    return set()  # a name only: nothing to compare with
+  if not folder.is_dir():
+    return set()
+  held = {bare_name(family, name) for name in open_weights(folder)}
+  return {
+    module.name
+    for module in modules.values()
+    for kind in module.tensors
+    if bare_name(family, f'{module.name}.{kind}') not in held
+  }
+
+
+def _dense(
+  modules: Mapping[str, Module], whole: set[str], params: Params, model: ModelSpec
+) -> dict[str, np.ndarray]:
+  """The tensors of whole modules."""
+  merged = dict(tree.named_weights(params))
+  found = {}
+  for name in whole:
+    for kind, pieces in modules[name].tensors.items():
+      (piece,) = pieces
+      leaf = jax.tree.map(lambda x: x[piece.place], merged[piece.path])  # noqa: B023
+      value = np.asarray(ops.materialize(adapt.merge(leaf)))
+      value = value.T if piece.row.transpose else value
+      found[f'{PREFIX}{name}.{kind}'] = np.ascontiguousarray(value)
+  return found
+
+
+def _config(
+  format: Format,
+  written: Written,
+  modules: Mapping[str, Module],
+  whole: set[str],
+  model: ModelSpec,
+  base: str,
+) -> dict[str, Any]:
+  # PEFT saves the module of such a name whole in any case.
+  saved = sorted({re.sub(r'^(classifier|score)\..*', r'\1', module) for module in whole})
+  config: dict[str, Any] = {
+    'peft_type': format.peft_type,
+    'task_type': _TASKS.get(model.task, 'FEATURE_EXTRACTION'),
+    'base_model_name_or_path': base,
+    'inference_mode': True,
+  }
+  if written.modules:
+    config |= {
+      'target_modules': _targets(written.modules, set(modules)),
+      'modules_to_save': saved or None,
+    }
+  elif saved:
+    raise InputError(
+      f'{saved[0]} was trained beside {format.peft_type}, whose files cannot hold it; write the '
+      'whole model with save_hf, or train the prompt alone'
+    )
+  return config | written.config
+
+
+def _targets(adapted: set[str], modules: set[str]) -> list[str]:
+  """The shortest suffixes that cover the adapted modules and none of the others."""
+  others = [f'.{module}' for module in modules - adapted]
+  suffixes: list[str] = []
+  for module in sorted(adapted):
+    if any(f'.{module}'.endswith(f'.{suffix}') for suffix in suffixes):
+      continue
+    parts = module.split('.')
+    for start in reversed(range(len(parts))):
+      suffix = '.'.join(parts[start:])
+      if not any(other.endswith(f'.{suffix}') for other in others):
+        break
+    suffixes.append(suffix)
+  return sorted(suffixes)
+
+
+def _read_back(folder: pathlib.Path, format: Format, modules: set[str]) -> None:
+  """Refuses files that PEFT would load in part, or that would change nothing."""
+  config = read_json(folder / 'adapter_config.json')
+  tensors = open_safetensors(folder / 'adapter_model.safetensors')
+  moved = False
+  for key, tensor in tensors.items():
+    bare = key.removeprefix(PREFIX)
+    whole = any(f'.{name}.' in f'.{bare}' for name in config.get('modules_to_save') or [])
+    if modules and not whole and key.startswith(PREFIX):
+      # The module's own name is the longest of those that the key begins with.
+      owner = max((m for m in modules if bare.startswith(f'{m}.')), key=len, default='')
+      targets = config['target_modules']
+      if not any(f'.{owner}'.endswith(f'.{name}') for name in targets):
+        raise InputError(f'the adapter would hold {key}, which PEFT would ignore')
+    values = tensor.read().astype(np.float32)
+    if not np.isfinite(values).all():
+      raise InputError(f'the adapter holds NaN or infinite numbers in {key}; train again')
+    moved = moved or (not whole and format.moves(key, values))
+  if not moved:
+    raise InputError('the adapter changes nothing; train before you export it')

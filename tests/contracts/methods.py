@@ -1,0 +1,142 @@
+"""The methods and the kinds of models that the contract of methods runs over."""
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+
+from jaxtune import adapt, models
+from jaxtune.models import ModelSpec
+from jaxtune.typing import Params
+
+
+@dataclasses.dataclass(frozen=True)
+class Method:
+  """A row of the contract.
+
+  Attributes:
+    options: of the method.
+    trains: regular expression that the paths of all its trained leaves match, the head's aside.
+    identity: whether the first forward pass is the base model's.
+    merges: whether `adapt.merge` gives plain parameters that compute the same.
+    own: whether it works on a user's own module, whose weights end in `kernel`.
+    decoder: whether the decoder of the contract, which has no biases, can take it.
+  """
+
+  options: dict[str, Any]
+  trains: str
+  identity: bool = True
+  merges: bool = True
+  own: bool = True
+  decoder: bool = True
+
+
+METHODS: dict[str, Method] = {
+  'full': Method({}, ''),
+  'freeze': Method({'select': r'(attn/q|0/kernel|a/kernel)$'}, r'(attn/q|kernel)$'),
+  'probe': Method({}, r'(?!)', own=False, decoder=False),
+  'bitfit': Method({}, r'bias$', decoder=False),
+  'norms': Method({}, r'norm/(scale|bias)$', own=False),
+  'lora': Method({'rank': 2}, r'/[ab]$'),
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Kind:
+  """A model, its inputs `(tokens, mask)` and how to call it."""
+
+  model: ModelSpec
+  inputs: tuple[Any, ...]
+  options: dict[str, Any] = dataclasses.field(default_factory=dict)
+
+  def apply(self, params: Params) -> jax.Array:
+    return self.model.apply(params, *self.inputs, **self.options)
+
+
+RNG = np.random.default_rng(0)
+MASK = np.arange(4)[None] < np.array([[4], [3]])
+TOKENS = np.where(MASK, RNG.integers(1, 12, MASK.shape), 0).astype(np.int32)
+# Sides that eight devices divide where FSDP cuts them.
+SIZES = {'vocabulary': 16, 'width': 16, 'hidden': 24, 'layers': 2, 'heads': 2}
+X = np.float32(RNG.normal(size=(2, 8)))
+
+
+class Linen(nn.Module):
+  @nn.compact
+  def __call__(self, x):
+    return nn.Dense(8, name='head')(nn.tanh(nn.Dense(16, name='a')(x)))
+
+
+def _decoder(**fields: Any) -> Kind:
+  config = models.DecoderConfig(**SIZES, kv_heads=1, tied=True, **fields)
+  return Kind(models.build(config), (TOKENS, MASK))
+
+
+def _encoder(**fields: Any) -> Kind:
+  config = models.EncoderConfig(**SIZES, positions=8, outputs=3, **fields)
+  return Kind(models.build(config), (TOKENS, MASK))
+
+
+def _t5() -> Kind:
+  config = models.EncoderDecoderConfig(**SIZES)
+  return Kind(models.build(config), (TOKENS, MASK), {'targets': TOKENS})
+
+
+def _own(nnx_too: bool) -> Callable[[], Kind]:
+  def make() -> Kind:
+    if not nnx_too:
+      return Kind(models.from_linen(Linen(), X), (X,))
+    layers = [nnx.Linear(8, 16, rngs=nnx.Rngs(0)), nnx.tanh, nnx.Linear(16, 8, rngs=nnx.Rngs(1))]
+    return Kind(models.from_nnx(nnx.Sequential(*layers))[0], (X,))
+
+  return make
+
+
+KINDS: dict[str, Callable[[], Kind]] = {
+  'encoder': _encoder,
+  'decoder': _decoder,
+  'mixture': lambda: _decoder(experts=2, expert_hidden=8),
+  'encoder_decoder': _t5,
+  'linen': _own(False),
+  'nnx': _own(True),
+}
+
+
+def takes(method: Method, kind: str) -> bool:
+  if kind in ('linen', 'nnx'):
+    return method.own
+  return method.decoder or kind == 'encoder'
+
+
+def params_of(kind: Kind) -> Params:
+  """Random parameters, away from the zeros and ones that models start with."""
+
+  def random(path: Any, shape: jax.ShapeDtypeStruct) -> jax.Array:
+    rng = np.random.default_rng(sum(map(ord, jax.tree_util.keystr(path))))
+    return jnp.asarray(rng.normal(0.1, 0.4, shape.shape), jnp.float32)
+
+  return jax.tree_util.tree_map_with_path(random, kind.model.shapes())
+
+
+def adapted(name: str, kind_name: str, kind: Kind) -> adapt.Adapted:
+  """The parameters under a method."""
+  options = dict(METHODS[name].options)
+  known = adapt.options_of(name)
+  if kind_name in ('linen', 'nnx') and 'select' in known and 'select' not in options:
+    options['select'] = r'bias$' if name == 'bitfit' else r'kernel$'
+  if kind_name != 'encoder' and 'also' in known:
+    options['also'] = None
+  return adapt.create(name, jax.random.key(7), params_of(kind), **options)
+
+
+def shaken(trainable: Params, size: float = 0.1) -> Params:
+  """The trained leaves as training might have left them."""
+  leaves, structure = jax.tree.flatten(trainable)
+  keys = jax.random.split(jax.random.key(3), len(leaves))
+  moved = [x + size * jax.random.normal(k, x.shape) for x, k in zip(leaves, keys, strict=True)]
+  return jax.tree.unflatten(structure, moved)
