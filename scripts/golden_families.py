@@ -140,8 +140,9 @@ VISION = {
 
 
 def main() -> None:
-  shutil.rmtree(FOLDER, ignore_errors=True)
-  FOLDER.mkdir(parents=True)
+  for folder in FOLDER.iterdir():
+    if folder.is_dir() and folder.name != 'adapters':  # those are of scripts/golden_adapters.py
+      shutil.rmtree(folder)
   data = batch(16, 12, 'both')
   seen = {'tokens': data.tokens, 'mask': data.mask}
   for family, fields in DECODERS.items():

@@ -12,7 +12,7 @@ import numpy as np
 from jaxtune import tree
 from jaxtune.adapt import LoRA
 from jaxtune.interop import fields
-from jaxtune.interop.peft.format import PREFIX, Export, Format, Import, Written, plain
+from jaxtune.interop.peft.format import PREFIX, Export, Format, Import, Written
 from jaxtune.interop.peft.modules import Module
 from jaxtune.typing import InputError, Params
 
@@ -40,6 +40,13 @@ def _joined(module: Module, leaves: list[Any]) -> tuple[np.ndarray, np.ndarray, 
   return np.concatenate([leaf.a.T for _, leaf in adapters]), b, 1.0
 
 
+def _alpha(scale: float, rank: int) -> int | float:
+  """The shortest alpha from which a reader gets this very scale, a float32."""
+  shorter = (float(f'{scale * rank:.{digits}g}') for digits in range(6, 17))
+  alpha = next(x for x in (*shorter, scale * rank) if np.float32(x / rank) == np.float32(scale))
+  return int(alpha) if alpha.is_integer() else alpha
+
+
 def _is(leaf: Any) -> bool:
   return isinstance(leaf, LoRA)
 
@@ -58,7 +65,7 @@ def _write(export: Export) -> Written:
     a, b, scale = _joined(module, leaves)
     tensors[f'{PREFIX}{module.name}.lora_A.weight'] = np.ascontiguousarray(a)
     tensors[f'{PREFIX}{module.name}.lora_B.weight'] = np.ascontiguousarray(b)
-    ranks[module.name], alphas[module.name] = len(a), plain(scale * len(a))
+    ranks[module.name], alphas[module.name] = len(a), _alpha(scale, len(a))
   rank = collections.Counter(ranks.values()).most_common(1)[0][0]
   alpha = collections.Counter(alphas.values()).most_common(1)[0][0]
   return Written(
