@@ -26,6 +26,8 @@ class Method:
     merges: whether `adapt.merge` gives plain parameters that compute the same.
     own: whether it works on a user's own module, whose weights end in `kernel`.
     decoder: whether the decoder of the contract, which has no biases, can take it.
+    method: its name in `adapt.METHODS`, where the row has another: `lora_pissa` is `lora`.
+    slow: leave all of it to the slow suite, as for a second row of a method.
   """
 
   options: dict[str, Any]
@@ -34,6 +36,8 @@ class Method:
   merges: bool = True
   own: bool = True
   decoder: bool = True
+  method: str = ''
+  slow: bool = False
 
 
 METHODS: dict[str, Method] = {
@@ -125,13 +129,14 @@ def params_of(kind: Kind) -> Params:
 
 def adapted(name: str, kind_name: str, kind: Kind) -> adapt.Adapted:
   """The parameters under a method."""
-  options = dict(METHODS[name].options)
-  known = adapt.options_of(name)
+  row = METHODS[name]
+  method, options = row.method or name, dict(row.options)
+  known = adapt.options_of(method)
   if kind_name in ('linen', 'nnx') and 'select' in known and 'select' not in options:
-    options['select'] = r'bias$' if name == 'bitfit' else r'kernel$'
+    options['select'] = r'bias$' if method == 'bitfit' else r'kernel$'
   if kind_name != 'encoder' and 'also' in known:
     options['also'] = None
-  return adapt.create(name, jax.random.key(7), params_of(kind), **options)
+  return adapt.create(method, jax.random.key(7), params_of(kind), **options)
 
 
 def shaken(trainable: Params, size: float = 0.1) -> Params:

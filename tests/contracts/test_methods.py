@@ -19,6 +19,8 @@ PAIRS = [(m, k) for m in METHODS for k in KINDS if takes(METHODS[m], k)]
 
 def _first(method: str) -> set[str]:
   """Two kinds for each method, others for the next."""
+  if METHODS[method].slow:
+    return set()
   kinds = [k for k in KINDS if takes(METHODS[method], k)]
   at = list(METHODS).index(method)
   return {kinds[at % len(kinds)], kinds[(at + 1) % len(kinds)]}
@@ -31,10 +33,14 @@ pairs = pytest.mark.parametrize(
     for m, k in PAIRS
   ],
 )
+rows = pytest.mark.parametrize(
+  'method',
+  [pytest.param(m, marks=pytest.mark.slow if row.slow else ()) for m, row in METHODS.items()],
+)
 
 
 def test_every_method_is_under_contract():
-  assert set(METHODS) == set(adapt.METHODS)
+  assert {row.method or name for name, row in METHODS.items()} == set(adapt.METHODS)
 
 
 @pairs
@@ -81,7 +87,7 @@ def value(made: Kind, trainable, frozen):
   return made.apply(tree.combine(trainable, frozen))
 
 
-@pytest.mark.parametrize('method', METHODS)
+@rows
 def test_lanes_are_single_runs(method):
   kind = 'encoder'
   made = KINDS[kind]()
@@ -93,7 +99,7 @@ def test_lanes_are_single_runs(method):
     np.testing.assert_allclose(row, value(made, lane, frozen), atol=2e-5, rtol=2e-5)
 
 
-@pytest.mark.parametrize('method', METHODS)
+@rows
 def test_remat_and_fsdp_change_nothing(method):
   kind = 'encoder'
   made = KINDS[kind]()
@@ -119,7 +125,7 @@ def test_remat_and_fsdp_change_nothing(method):
   jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=2e-5, rtol=1e-3), got, want)
 
 
-@pytest.mark.parametrize('method', METHODS)
+@rows
 def test_a_method_needs_only_shapes_and_compiles(method):
   made = KINDS['encoder']()
   eager = adapted(method, 'encoder', made)
