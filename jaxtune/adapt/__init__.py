@@ -21,6 +21,7 @@ from jaxtune.adapt.adapted import (
 from jaxtune.adapt.lora import LoRA, lora
 from jaxtune.adapt.merge import base_of, merge
 from jaxtune.adapt.partial import bitfit, freeze, full, norms, probe
+from jaxtune.adapt.quantize import Quantized, quantize, quantize_matrix
 from jaxtune.typing import InputError, Key, Params
 
 METHODS: dict[str, Callable[..., Adapted]] = {
@@ -60,6 +61,7 @@ __all__ = [
   'METHODS',
   'Adapted',
   'LoRA',
+  'Quantized',
   'base_of',
   'bitfit',
   'create',
@@ -71,6 +73,8 @@ __all__ = [
   'norms',
   'options_of',
   'probe',
+  'quantize',
+  'quantize_matrix',
   'rules_of',
   'selected',
   'train_also',
