@@ -18,6 +18,7 @@ from jaxtune.adapt.adapted import (
   trainable,
   wrap,
 )
+from jaxtune.adapt.dora import DoRA, dora
 from jaxtune.adapt.lora import LoRA, lora
 from jaxtune.adapt.merge import base_of, merge
 from jaxtune.adapt.partial import bitfit, freeze, full, norms, probe
@@ -25,7 +26,7 @@ from jaxtune.adapt.quantize import Quantized, quantize, quantize_matrix
 from jaxtune.typing import InputError, Key, Params
 
 METHODS: dict[str, Callable[..., Adapted]] = {
-  method.__name__: method for method in (full, freeze, probe, bitfit, norms, lora)
+  method.__name__: method for method in (full, freeze, probe, bitfit, norms, lora, dora)
 }
 
 
@@ -60,11 +61,13 @@ __all__ = [
   'LINEAR',
   'METHODS',
   'Adapted',
+  'DoRA',
   'LoRA',
   'Quantized',
   'base_of',
   'bitfit',
   'create',
+  'dora',
   'freeze',
   'full',
   'is_adapter',

@@ -47,6 +47,10 @@ METHODS: dict[str, Method] = {
   'bitfit': Method({}, r'bias$', decoder=False),
   'norms': Method({}, r'norm/(scale|bias)$', own=False),
   'lora': Method({'rank': 2}, r'/[ab]$'),
+  'dora': Method({'rank': 2}, r'/[abm]$'),
+  'loha': Method({'rank': 2}, r'/[ab][12]$'),
+  'lokr': Method({'rank': 1, 'decompose_both': True}, r'/w[12](_[ab])?$'),
+  'adalora': Method({'rank': 2}, r'/[abe]$'),
 }
 
 
