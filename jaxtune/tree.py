@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 import jax
 from jax.sharding import NamedSharding, PartitionSpec
 
-from jaxtune.typing import InputError, is_weight
+from jaxtune.typing import InputError, Params, is_weight
 
 Rules = Sequence[tuple[str, Any]]
 
@@ -57,6 +57,37 @@ def is_stacked(path: str) -> bool:
   A segment of a stack is named by its first and last layer: `decoder/0-11/attn/q`.
   """
   return re.search(r'(^|/)\d+-\d+/', path) is not None
+
+
+def bounds(segment: str) -> tuple[int, int]:
+  """`'0-7' -> (0, 8)`: the first layer and the one behind the last."""
+  first, last = segment.split('-')
+  return int(first), int(last) + 1
+
+
+def segments(stack: Params) -> list[str]:
+  """The segment names from the first layer to the last."""
+  return sorted(stack, key=bounds)
+
+
+def cut(stack: Params, at: int) -> Params:
+  """The same stack with a segment border before layer `at`.
+
+  Raises:
+    InputError: the stack has no such layer.
+  """
+  ends = [bounds(segment) for segment in segments(stack)]
+  if not ends[0][0] <= at <= ends[-1][1]:
+    raise InputError(f'cannot cut before layer {at}: the stack has layers 0 to {ends[-1][1] - 1}')
+  result: dict[str, Any] = {}
+  for segment in segments(stack):
+    first, end = bounds(segment)
+    if first < at < end:
+      result[f'{first}-{at - 1}'] = jax.tree.map(lambda x: x[: at - first], stack[segment])  # noqa: B023
+      result[f'{at}-{end - 1}'] = jax.tree.map(lambda x: x[at - first :], stack[segment])  # noqa: B023
+    else:
+      result[segment] = stack[segment]
+  return result
 
 
 def named_weights(tree: Any) -> list[tuple[str, Any]]:

@@ -12,8 +12,8 @@ from jaxtune.models.pooling import embed
 from jaxtune.models.query_key import query_key_maxima
 from jaxtune.models.sample import Sampling, sample
 from jaxtune.models.spec import ModelSpec
-from jaxtune.models.stack import cut
 from jaxtune.models.vision import VisionConfig, pool_image, vision
+from jaxtune.tree import cut
 
 __all__ = [
   'BlockConfig',

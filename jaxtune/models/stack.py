@@ -14,22 +14,12 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from jaxtune.typing import InputError, Key, Params
+from jaxtune.tree import bounds, segments
+from jaxtune.typing import Key, Params
 
 # What scan keeps it zero-fills, writes and reads: on CPU, keeping everything takes 6% more time
 # than computing the cheap parts again, and twice the memory.
 _PRODUCTS = jax.checkpoint_policies.save_only_these_names('product')
-
-
-def bounds(segment: str) -> tuple[int, int]:
-  """`'0-7' -> (0, 8)`: the first layer and the one behind the last."""
-  first, last = segment.split('-')
-  return int(first), int(last) + 1
-
-
-def segments(stack: Params) -> list[str]:
-  """The segment names from the first layer to the last."""
-  return sorted(stack, key=bounds)
 
 
 def init_stack(init_layer: Callable[..., Params], key: Key, kinds: Sequence[Any]) -> Params:
@@ -77,23 +67,3 @@ def scan_stack(
     first, end = bounds(segment)
     x, _ = lax.scan(body, x, (stack[segment], jnp.arange(first, end)))
   return x
-
-
-def cut(stack: Params, at: int) -> Params:
-  """The same stack with a segment border before layer `at`.
-
-  Raises:
-    InputError: the stack has no such layer.
-  """
-  ends = [bounds(segment) for segment in segments(stack)]
-  if not ends[0][0] <= at <= ends[-1][1]:
-    raise InputError(f'cannot cut before layer {at}: the stack has layers 0 to {ends[-1][1] - 1}')
-  result: dict[str, Any] = {}
-  for segment in segments(stack):
-    first, end = bounds(segment)
-    if first < at < end:
-      result[f'{first}-{at - 1}'] = jax.tree.map(lambda x: x[: at - first], stack[segment])  # noqa: B023
-      result[f'{at}-{end - 1}'] = jax.tree.map(lambda x: x[at - first :], stack[segment])  # noqa: B023
-    else:
-      result[segment] = stack[segment]
-  return result
