@@ -23,6 +23,7 @@ from jaxtune.adapt.lora import LoRA, lora
 from jaxtune.adapt.merge import base_of, merge
 from jaxtune.adapt.partial import bitfit, freeze, full, norms, probe
 from jaxtune.adapt.quantize import Quantized, quantize, quantize_matrix
+from jaxtune.adapt.toward_base import Penalty, ewc, fisher, l2_sp, with_start, without_start
 from jaxtune.typing import InputError, Key, Params
 
 METHODS: dict[str, Callable[..., Adapted]] = {
@@ -63,14 +64,18 @@ __all__ = [
   'Adapted',
   'DoRA',
   'LoRA',
+  'Penalty',
   'Quantized',
   'base_of',
   'bitfit',
   'create',
   'dora',
+  'ewc',
+  'fisher',
   'freeze',
   'full',
   'is_adapter',
+  'l2_sp',
   'lora',
   'merge',
   'norms',
@@ -82,5 +87,7 @@ __all__ = [
   'selected',
   'train_also',
   'trainable',
+  'with_start',
+  'without_start',
   'wrap',
 ]

@@ -24,11 +24,19 @@ OBJECTIVES = {
     losses.mean_squared_error(models.encoder(models.EncoderConfig(**ENCODER, outputs=1))),
     {'label': np.array([0.5, -1.0], np.float32)},
   ),
+  'penalized': (
+    losses.penalized(
+      losses.classification(models.encoder(models.EncoderConfig(**ENCODER, outputs=3))),
+      lambda params: jnp.sum(params['head']['dense'] ** 2),
+    ),
+    {'label': np.array([2, 0], np.int32)},
+  ),
 }
 MODELS = {
   'causal_lm': models.decoder(models.DecoderConfig(**DECODER, head_width=4)),
   'classification': models.encoder(models.EncoderConfig(**ENCODER, outputs=3)),
   'mean_squared_error': models.encoder(models.EncoderConfig(**ENCODER, outputs=1)),
+  'penalized': models.encoder(models.EncoderConfig(**ENCODER, outputs=3)),
 }
 
 
