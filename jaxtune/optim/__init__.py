@@ -7,6 +7,7 @@ from jaxtune.optim.accumulated_norm import (
   adaptive_rate,
   scale_by_accumulated_norm,
 )
+from jaxtune.optim.average import AveragedState, average_weights, averaged
 from jaxtune.optim.blockwise import (
   ADAM_MINI,
   Blocks,
@@ -66,6 +67,7 @@ from jaxtune.optim.tables import DECAY, DECAYED, by_rules, decay_mask, multiply_
 __all__ = [
   'ADAM_MINI',
   'AccumulatedNormState',
+  'AveragedState',
   'BFLOAT16',
   'Ball',
   'Blocks',
@@ -91,6 +93,8 @@ __all__ = [
   'add_independent_decay',
   'amplify_slow_gradients',
   'apollo',
+  'average_weights',
+  'averaged',
   'bfloat16',
   'bucket_by_shape',
   'by_rules',

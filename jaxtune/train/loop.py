@@ -12,7 +12,7 @@ import orbax.checkpoint as ocp
 from jaxtune.train import checkpoint
 from jaxtune.train.program import Program
 from jaxtune.train.state import State
-from jaxtune.typing import InputError
+from jaxtune.typing import InputError, Params
 
 Line = dict[str, float]  # 'step' and the metrics of that step
 
@@ -24,6 +24,7 @@ def fit(
   steps: int,
   state: State | None = None,
   evaluate: Callable[[Any], Mapping[str, float]] | None = None,
+  weights: Callable[[State], Params] = lambda state: state.trainable,
   eval_every: int = 0,
   save_every: int = 0,
   checkpoints: ocp.CheckpointManager | None = None,
@@ -43,6 +44,7 @@ def fit(
     steps: the number of the last step.
     state: from `checkpoint.restore`; the program's first state by default. It is donated.
     evaluate: `(trainable) -> metrics`, called every `eval_every` steps and at the end.
+    weights: what is evaluated, as `lambda s: optim.averaged(s.opt, s.trainable)`.
     eval_every: steps between evaluations; 0 for the end only.
     save_every: steps between checkpoints; 0 for the end only.
     checkpoints: where to save; None to save nothing.
@@ -96,7 +98,7 @@ def fit(
     flush()
     value = None
     if evaluate and due:
-      result = evaluate(state.trainable)
+      result = evaluate(weights(state))
       log({'step': number, **{f'eval/{name}': mean for name, mean in result.items()}})
       require_finite('eval/loss', result['loss'], number)
       value = score(result)

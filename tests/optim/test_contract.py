@@ -39,6 +39,7 @@ PRIMITIVES = {
   'accumulate_by_weight': lambda r: optim.accumulate_by_weight(optim.momentum(r), every=2),
   'add_cautious_decay': then(optax.chain(ADAM, optim.add_cautious_decay(0.1))),
   'amplify_slow_gradients': then(optim.amplify_slow_gradients()),
+  'average_weights': lambda r: optim.average_weights(optim.momentum(r), 0.9),
   'bucket_by_shape': matrices(optim.bucket_by_shape(optax.trace(0.9))),
   'by_rules': lambda r: optim.by_rules([('bias', optim.momentum(r)), ('', optim.muon(r))]),
   'cautious': then(optim.cautious(ADAM)),

@@ -46,6 +46,18 @@ def test_logs_every_step_and_evaluation_in_order(tiny, program):
   assert all(isinstance(value, float | int) for value in lines[0].values())
 
 
+def test_other_weights_than_the_trained_ones_may_be_evaluated(tiny, program):
+  seen = []
+  train.fit(
+    program,
+    tiny.batches(),
+    steps=1,
+    evaluate=lambda given: seen.append(given) or {'loss': 0.0},
+    weights=lambda state: {'average of step': int(state.step)},
+  )
+  assert seen == [{'average of step': 1}]
+
+
 def test_stopped_and_resumed_is_bitwise_the_run_never_stopped(tiny, prepared, tmp_path):
   def program():
     return prepared._replace(state=jax.tree.map(jnp.copy, prepared.state))
