@@ -81,7 +81,7 @@ def measure(rows: list[Side], steps: int, rounds: int) -> list[dict[str, Any]]:
         print(f'round {turn + 1}/{rounds}: {" ".join(command[1:])}', file=sys.stderr)
         result = run(command, steps)
         if isinstance(result, str):
-          print(f'{side.name} ({METHODS[side.method]}) left out: {result}')
+          print(f'{side.name} ({METHODS.get(side.method, side.method)}) left out: {result}')
           broken.add(i)
           continue
         options = [option for option in command[2:] if not option.startswith('--method')]
@@ -97,10 +97,16 @@ def measure(rows: list[Side], steps: int, rounds: int) -> list[dict[str, Any]]:
   return table
 
 
+def markdown(lines: list[list[str]]) -> str:
+  """The first line as the head of a table of the others."""
+  rows = [lines[0], ['---'] * len(lines[0]), *lines[1:]]
+  return '\n'.join('| ' + ' | '.join(row) + ' |' for row in rows)
+
+
 def render(table: list[dict[str, Any]]) -> str:
   """A Markdown table; ratios are peer over jaxtune, so above 1 jaxtune is faster or leaner."""
   head = ['step', 'side', 'min s', 'median s', 'time ratio', 'peak MB', 'memory ratio', 'loss 1, N']
-  lines = [head, ['---'] * len(head)]
+  lines = [head]
   for row in table:
     ours = next((r for r in table if r['name'] == 'jaxtune' and r['method'] == row['method']), None)
     time, memory = '-', '-'
@@ -120,7 +126,7 @@ def render(table: list[dict[str, Any]]) -> str:
         f'{row["losses"][0]:.4f}, {row["losses"][-1]:.4f}',
       ]
     )
-  return '\n'.join('| ' + ' | '.join(line) + ' |' for line in lines)
+  return markdown(lines)
 
 
 def machine() -> str:

@@ -12,6 +12,7 @@ from jaxtune import adapt
 from jaxtune.typing import InputError
 
 TASKS = ('classification', 'regression', 'causal_lm')
+FREE = ('optim.hyperparameters.', 'method.options.')  # keys that a rule or a method names
 SCORES = ('likelihood', 'per_token', 'calibrated', 'batch_calibrated')
 LEAST = {  # the smallest value of each that makes sense
   0: (
@@ -101,7 +102,7 @@ def check_key(
   name: str,
   reference: Config | None = None,
   *,
-  free: tuple[str, ...] = ('optim.hyperparameters.', 'method.options.'),
+  free: tuple[str, ...] = FREE,
   file: str = 'configs/base.py',
 ) -> None:
   """Refuses a key that no configuration has, and names the nearest that one has.

@@ -19,7 +19,22 @@ HEADS, KV_HEADS, HEAD_WIDTH = 8, 4, 64
 BATCH, LENGTH = 4, 256
 RANK, ALPHA = 16, 32.0
 EPSILON, ROPE_BASE = 1e-5, 1_000_000.0  # the base that Tunix has built in
-LEARNING_RATE = {'lora': 1e-3, 'full': 3e-4}
+LEARNING_RATE = {'full': 3e-4}
+OTHER_RATE = 1e-3
+# The methods and their options, by our names; every matrix of the layers but where a method has
+# others of its own.
+METHODS: dict[str, dict[str, Any]] = {
+  'lora': {'rank': RANK, 'alpha': ALPHA},
+  'full': {},
+  'dora': {'rank': RANK, 'alpha': ALPHA},
+  'ia3': {},
+  'vera': {'rank': 64},
+  'adalora': {'rank': RANK, 'alpha': ALPHA},
+  'loha': {'rank': 8, 'alpha': 16.0},
+  'lokr': {'rank': 8, 'alpha': 16.0},
+  'prompt': {'tokens': 20},
+  'prefix': {'tokens': 20},
+}
 BETAS, ADAM_EPSILON, WEIGHT_DECAY = (0.9, 0.999), 1e-8, 0.01
 
 # The linear layers of one block, `[in, out]`.
@@ -66,7 +81,11 @@ def adamw(method: str):
   """AdamW of Optax, the update rule of both JAX sides."""
   import optax
 
-  return optax.adamw(LEARNING_RATE[method], *BETAS, eps=ADAM_EPSILON, weight_decay=WEIGHT_DECAY)
+  return optax.adamw(rate(method), *BETAS, eps=ADAM_EPSILON, weight_decay=WEIGHT_DECAY)
+
+
+def rate(method: str) -> float:
+  return LEARNING_RATE.get(method, OTHER_RATE)
 
 
 def _normal(seed: int, shape: tuple[int, ...]) -> np.ndarray:
@@ -75,7 +94,7 @@ def _normal(seed: int, shape: tuple[int, ...]) -> np.ndarray:
 
 def arguments() -> argparse.Namespace:
   parser = argparse.ArgumentParser()
-  parser.add_argument('--method', choices=('lora', 'full'), required=True)
+  parser.add_argument('--method', choices=METHODS, required=True)
   parser.add_argument('--steps', type=int, default=8)
   parser.add_argument('--threads', type=int, default=None)
   parser.add_argument('--remat', action='store_true')

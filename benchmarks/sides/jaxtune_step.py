@@ -49,11 +49,11 @@ def main() -> None:
       return leaf
     return dataclasses.replace(leaf, a=stacked(common.adapters, path.rsplit('/', 1)[-1]))
 
-  if options.method == 'lora':
-    params = jt.adapt.lora(jax.random.key(0), params, common.RANK, common.ALPHA)
-    params = jt.tree.map_weights(with_shared_start, params)
-  else:
-    params = jt.adapt.full(jax.random.key(0), params)
+  own = dict(common.METHODS[options.method])
+  if 'also' in jt.adapt.options_of(options.method):
+    own['also'] = None  # the head is the embedding
+  params = jt.adapt.create(options.method, jax.random.key(0), params, **own)
+  params = jt.tree.map_weights(with_shared_start, params)
   trainable, frozen = jt.adapt.trainable(params)
   optimizer = common.adamw(options.method)
   state = jt.train.init_state(trainable, optimizer, jax.random.key(0))

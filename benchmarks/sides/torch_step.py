@@ -1,12 +1,43 @@
-"""One training step of torch: Transformers' Llama, with PEFT's LoRA or every parameter trained."""
+"""One training step of torch: Transformers' Llama under PEFT, or with every parameter trained."""
 
 import common
 import numpy as np
 
 
+def peft_model(model, method: str, steps: int):
+  """The model under PEFT's version of a method of ours."""
+  import peft
+
+  own = common.METHODS[method]
+  low = {'r': own.get('rank'), 'target_modules': 'all-linear'}
+  scaled = {**low, 'lora_alpha': own.get('alpha')}
+  virtual = {'num_virtual_tokens': own.get('tokens')}
+  configs = {
+    'lora': (peft.LoraConfig, scaled),
+    'dora': (peft.LoraConfig, {**scaled, 'use_dora': True}),
+    'adalora': (
+      peft.AdaLoraConfig,
+      {
+        **{k: v for k, v in scaled.items() if k != 'r'},
+        'init_r': own.get('rank'),
+        'target_r': 8,
+        'total_step': 100 + steps,
+      },
+    ),
+    'ia3': (peft.IA3Config, {}),
+    'vera': (peft.VeraConfig, low),
+    'loha': (peft.LoHaConfig, {**low, 'alpha': own.get('alpha')}),
+    'lokr': (peft.LoKrConfig, {**low, 'alpha': own.get('alpha')}),
+    'prompt': (peft.PromptTuningConfig, virtual),
+    'prefix': (peft.PrefixTuningConfig, virtual),
+  }
+  kind, fields = configs[method]
+  return peft.get_peft_model(model, kind(task_type='CAUSAL_LM', **fields))
+
+
 def main() -> None:
   options = common.arguments()
-  versions = common.packages('torch', 'transformers', *['peft'] * (options.method == 'lora'))
+  versions = common.packages('torch', 'transformers', *['peft'] * (options.method != 'full'))
   import torch
   import transformers
 
@@ -41,22 +72,18 @@ def main() -> None:
       put(linears(layer)[name].weight, value.T)
   if options.remat:
     model.gradient_checkpointing_enable({'use_reentrant': False})
-  if options.method == 'lora':
-    import peft
-
-    adapter = peft.LoraConfig(
-      r=common.RANK, lora_alpha=common.ALPHA, target_modules='all-linear', task_type='CAUSAL_LM'
-    )
-    tuned = peft.get_peft_model(model, adapter)  # replaces the linear layers of `model` in place
+  tuned = model
+  if options.method != 'full':
+    # It replaces the linear layers of `model` in place.
+    tuned = peft_model(model, options.method, options.steps)
+  if options.method in ('lora', 'dora'):
     for layer in range(common.LAYERS):
       for name, value in common.adapters(layer).items():
         put(linears(layer)[name].lora_A['default'].weight, value.T)
-  else:
-    tuned = model
   tuned.train()
   optimizer = torch.optim.AdamW(
     [parameter for parameter in tuned.parameters() if parameter.requires_grad],
-    lr=common.LEARNING_RATE[options.method],
+    lr=common.rate(options.method),
     betas=common.BETAS,
     eps=common.ADAM_EPSILON,
     weight_decay=common.WEIGHT_DECAY,

@@ -14,6 +14,9 @@ from experiments.keys import Config, flatten
 from jaxtune import report
 from jaxtune.report.html import template
 
+# What the pages of all comparisons look like.
+STYLE = pathlib.Path(__file__).parents[1] / 'page.css'
+
 
 class Results(NamedTuple):
   """All that a comparison found."""
@@ -41,6 +44,7 @@ def write(folder: pathlib.Path, config: Config, results: Results) -> None:
   values = dict(flatten(config))
   defaults = dict(flatten(compare_optimizers.get_config()))
   text = template(source).render(
+    style=markupsafe.Markup(STYLE.read_text('utf-8')),
     title=folder.name,
     headlines=[words.headline(one) for one in results.contests],
     facts={

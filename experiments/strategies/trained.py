@@ -1,0 +1,111 @@
+"""One method in one compiled step, run at any learning rate from any seed."""
+
+import time
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+
+from experiments import build
+from experiments.keys import Config
+from experiments.strategies import settings
+from experiments.strategies.settings import Strategy
+from jaxtune import adapt, data, losses, models, plan, train, tree
+from jaxtune.models import ModelSpec
+from jaxtune.typing import Params
+
+
+class Cost(NamedTuple):
+  """What a method takes: trained parameters, and bytes while a step runs (from the compiler)."""
+
+  trained: int
+  bytes: int
+
+
+class Outcome(NamedTuple):
+  """A finished run.
+
+  Attributes:
+    valid: mean loss on the validation rows, which chooses the learning rate.
+    correct: which test rows are right, bool `[N]`.
+    seconds: of the steps, without compiling and evaluating.
+  """
+
+  valid: float
+  correct: np.ndarray
+  seconds: float
+
+
+class Runner(NamedTuple):
+  cost: Cost
+  run: Callable[[float, int, Callable[[], bool]], Outcome | None]
+
+
+def runner(
+  config: Config, strategy: Strategy, body: tuple[ModelSpec, Params], corpus: build.Corpus
+) -> Runner:
+  """Compiles the step of a strategy; `run(rate, seed, stop)` is None when it was stopped.
+
+  A seed makes the head, the adapter and the order of the rows, the same for every strategy.
+  """
+  outputs = len(corpus.names)
+  model, _ = models.classifier(jax.random.key(0), *body, outputs)
+  objective = losses.classification(model)
+
+  def start(seed: int) -> adapt.Adapted:
+    head_key, method_key = jax.random.split(jax.random.key(seed))
+    _, fresh = models.classifier(head_key, *body, outputs)
+    return build.method(settings.of_run(config, strategy, 1.0), method_key, fresh)
+
+  def batches(seed: int) -> data.Batches:
+    return data.batches(
+      corpus.train.examples,
+      config.train.batch_size,
+      max_length=config.data.max_length,
+      seed=seed,
+    )
+
+  def optimizer(rate: float) -> Any:
+    return build.optimizer(settings.of_run(config, strategy, rate), config.train.steps)
+
+  program = train.prepare(
+    model, start(0), objective, optimizer(1.0), batches(0), mesh=dict(config.mesh)
+  )
+  forecast = plan.forecast(program.step, program.state, program.frozen, program.batch)
+  place = jax.tree.map(lambda x: x.sharding, (program.state, program.frozen))
+  apply = jax.jit(lambda trainable, frozen, tokens, mask: model.apply(
+    tree.combine(trainable, frozen), tokens, mask))  # fmt: skip
+  valid, test = (build.eval_batches(config, part) for part in (corpus.valid, corpus.test))
+
+  def run(rate: float, seed: int, stop: Callable[[], bool]) -> Outcome | None:
+    trainable, frozen = adapt.trainable(start(seed))
+    state = train.init_state(trainable, optimizer(rate), jax.random.key(seed))
+    state, frozen = jax.device_put((state, frozen), place)
+    mine = program._replace(frozen=frozen)
+    began = time.perf_counter()
+    state = train.fit(mine, batches(seed), steps=config.train.steps, state=state, stop=stop)
+    jax.block_until_ready(state.trainable)
+    seconds = time.perf_counter() - began
+    if int(state.step) < config.train.steps:
+      return None
+    logits, labels = _outputs(apply, state.trainable, frozen, valid)
+    shifted = logits - logits.max(axis=1, keepdims=True)
+    nats = np.log(np.exp(shifted).sum(axis=1)) - shifted[np.arange(len(labels)), labels]
+    guess, truth = _outputs(apply, state.trainable, frozen, test)
+    return Outcome(float(nats.mean()), guess.argmax(axis=1) == truth, seconds)
+
+  return Runner(Cost(tree.count(program.state.trainable), forecast.total), run)
+
+
+def _outputs(
+  apply: Callable[..., jax.Array], trainable: Params, frozen: Params, batches: list[dict[str, Any]]
+) -> tuple[np.ndarray, np.ndarray]:
+  """Logits `[N, C]` and labels `[N]` of the real rows."""
+  logits, labels = [], []
+  for batch in batches:
+    real = batch['weight'] > 0
+    out = np.asarray(apply(trainable, frozen, batch['tokens'], batch['mask']), np.float64)
+    logits.append(out[real])
+    labels.append(np.asarray(batch['label'])[real])
+  return np.concatenate(logits), np.concatenate(labels)
