@@ -1,13 +1,12 @@
 """From adapted parameters to plain ones."""
 
 import dataclasses
-import re
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 
-from jaxtune import tree
+from jaxtune import ops
 from jaxtune.adapt.adapted import Adapted, is_adapter
 from jaxtune.typing import Params, is_weight
 
@@ -20,23 +19,9 @@ def merge(params: Params) -> Params:
   Raises:
     InputError: a method that is no function of the weights (bottleneck adapters).
   """
+  plain = dict(params) if isinstance(params, Adapted) else params
   with jax.default_matmul_precision('highest'):  # accelerators round to bf16 by default
-    plain = dict(params) if isinstance(params, Adapted) else params
-    merged = tree.map_weights(lambda _, leaf: _dense(leaf) if is_weight(leaf) else leaf, plain)
-  scaled = {
-    bias: leaf.scale_bias
-    for path, leaf in tree.named_weights(params)
-    for bias in [bias_path(path)]
-    if hasattr(leaf, 'scale_bias')
-  }
-  return tree.map_weights(lambda path, leaf: scaled[path](leaf) if path in scaled else leaf, merged)
-
-
-def bias_path(path: str) -> str:
-  """The bias of a weight: `attn/q_bias` of ours, `bias` beside Flax's `kernel`."""
-  return (
-    re.sub(r'(^|/)kernel$', r'\1bias', path) if re.search(r'(^|/)kernel$', path) else f'{path}_bias'
-  )
+    return ops.materialize_all(plain, _dense)
 
 
 def base_of(leaf: Any) -> Any:

@@ -15,7 +15,7 @@ from jax import lax
 from jaxtune import ops
 from jaxtune.models import block, stack
 from jaxtune.models.block import BlockConfig, Memory, View
-from jaxtune.models.layers import apply
+from jaxtune.models.layers import apply, dense
 from jaxtune.models.pooling import pool
 from jaxtune.models.spec import ModelSpec, Task, init_head
 from jaxtune.typing import InputError, Key, Params
@@ -207,7 +207,7 @@ def _classify(
 ) -> jax.Array:
   """One matrix on every token, or on the last real one: only it has seen the whole text."""
   if config.each_token:
-    return ops.dot(features, params['head']['dense']) + params['head']['dense_bias'][None, None]
+    return dense(params['head'], 'dense', features)
   return ops.dot(pool(features, mask, 'last'), params['head']['dense'])
 
 

@@ -7,10 +7,12 @@ from jaxtune.ops.rope import Rope, Table, rope_table, rotate
 from jaxtune.ops.weight import (
   affine,
   axes,
+  bias_path,
   dot,
   dot_transposed,
   materialize,
   materialize_all,
+  scaled_bias,
   take,
 )
 
@@ -22,6 +24,7 @@ __all__ = [
   'attention',
   'attention_bias',
   'axes',
+  'bias_path',
   'chunked_cross_entropy',
   'cross_entropy',
   'dot',
@@ -33,5 +36,6 @@ __all__ = [
   'rms_norm',
   'rope_table',
   'rotate',
+  'scaled_bias',
   'take',
 ]

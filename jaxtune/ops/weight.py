@@ -4,14 +4,18 @@ Layers call these functions and never ask which of the two they hold.
 """
 
 import math
+import re
+from collections.abc import Callable
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 from jax.ad_checkpoint import checkpoint_name
 
-from jaxtune.typing import is_weight
+from jaxtune import tree
+from jaxtune.typing import Params, is_weight
 
+_KERNEL = re.compile(r'(^|/)kernel$')
 _FEW = 8  # rows of activations, beside which a copy of the matrix is what takes time
 
 
@@ -21,11 +25,25 @@ def dot(x: jax.Array, w: Any) -> jax.Array:
 
 
 def affine(x: jax.Array, w: Any, bias: jax.Array | None = None) -> jax.Array:
-  """`x @ W + bias`: `[N, in] -> [N, out]`; what a leaf that acts on both brings as `affine`."""
+  """`x @ W + bias`: `[..., in] -> [..., out]`; what a leaf that acts on both brings as `affine`."""
   if hasattr(w, 'affine'):
     return checkpoint_name(w.affine(x, bias), 'product')
   y = dot(x, w)
-  return y if bias is None else y + bias.astype(y.dtype)[None]
+  if bias is None:
+    return y
+  return y + jnp.expand_dims(scaled_bias(w, bias).astype(y.dtype), range(y.ndim - 1))
+
+
+def scaled_bias(w: Any, bias: jax.Array) -> jax.Array:
+  """The bias beside a weight, `[..., out]`, as the leaf scales it, or one under the leaf."""
+  if hasattr(w, 'scale_bias'):
+    return w.scale_bias(bias)
+  return scaled_bias(w.base, bias) if is_weight(w) and hasattr(w, 'base') else bias
+
+
+def bias_path(path: str) -> str:
+  """The bias of a weight: `attn/q_bias` of ours, `bias` beside Flax's `kernel`."""
+  return re.sub(r'(^|/)kernel$', r'\1bias', path) if _KERNEL.search(path) else f'{path}_bias'
 
 
 def dot_transposed(x: jax.Array, w: Any) -> jax.Array:
@@ -50,9 +68,16 @@ def materialize(w: Any) -> jax.Array:
   return w.materialize() if is_weight(w) else w
 
 
-def materialize_all(tree: Any) -> Any:
-  """A tree with every weight leaf made dense."""
-  return jax.tree.map(materialize, tree, is_leaf=is_weight)
+def materialize_all(params: Params, dense: Callable[[Any], jax.Array] = materialize) -> Params:
+  """The parameters with `dense` of every weight leaf, and of the biases what the leaves make."""
+  leaves = {bias_path(path): w for path, w in tree.named_weights(params) if is_weight(w)}
+
+  def one(path: str, w: Any) -> Any:
+    if is_weight(w):
+      return dense(w)
+    return scaled_bias(leaves[path], w) if path in leaves else w
+
+  return tree.map_weights(one, params)
 
 
 def axes(w: Any, names: tuple[str | None, ...]) -> Any:
