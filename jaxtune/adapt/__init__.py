@@ -19,15 +19,17 @@ from jaxtune.adapt.adapted import (
   wrap,
 )
 from jaxtune.adapt.dora import DoRA, dora
+from jaxtune.adapt.ia3 import IA3, ia3
 from jaxtune.adapt.lora import LoRA, lora
 from jaxtune.adapt.merge import base_of, merge
 from jaxtune.adapt.partial import bitfit, freeze, full, norms, probe
 from jaxtune.adapt.quantize import Quantized, quantize, quantize_matrix
 from jaxtune.adapt.toward_base import Penalty, ewc, fisher, l2_sp, with_start, without_start
+from jaxtune.adapt.vera import VeRA, vera
 from jaxtune.typing import InputError, Key, Params
 
 METHODS: dict[str, Callable[..., Adapted]] = {
-  method.__name__: method for method in (full, freeze, probe, bitfit, norms, lora, dora)
+  method.__name__: method for method in (full, freeze, probe, bitfit, norms, lora, dora, ia3, vera)
 }
 
 
@@ -59,6 +61,7 @@ def create(name: str, key: Key, params: Params, **options: Any) -> Adapted:
 
 __all__ = [
   'HEAD',
+  'IA3',
   'LINEAR',
   'METHODS',
   'Adapted',
@@ -66,6 +69,7 @@ __all__ = [
   'LoRA',
   'Penalty',
   'Quantized',
+  'VeRA',
   'base_of',
   'bitfit',
   'create',
@@ -74,6 +78,7 @@ __all__ = [
   'fisher',
   'freeze',
   'full',
+  'ia3',
   'is_adapter',
   'l2_sp',
   'lora',
@@ -89,5 +94,6 @@ __all__ = [
   'trainable',
   'with_start',
   'without_start',
+  'vera',
   'wrap',
 ]

@@ -51,6 +51,8 @@ METHODS: dict[str, Method] = {
   'loha': Method({'rank': 2}, r'/[ab][12]$'),
   'lokr': Method({'rank': 1, 'decompose_both': True}, r'/w[12](_[ab])?$'),
   'adalora': Method({'rank': 2}, r'/[abe]$'),
+  'ia3': Method({}, r'/l$'),
+  'vera': Method({'rank': 4}, r'/lambda_[bd]$'),
 }
 
 
