@@ -19,17 +19,17 @@ from jaxtune.adapt.adapted import (
   wrap,
 )
 from jaxtune.adapt.dora import DoRA, dora
-from jaxtune.adapt.ia3 import IA3, ia3
-from jaxtune.adapt.lora import LoRA, lora
+from jaxtune.adapt.eva import eva
+from jaxtune.adapt.lora import DroppedLoRA, LoRA, lora, with_key
+from jaxtune.adapt.lora_starts import Residual
 from jaxtune.adapt.merge import base_of, merge
 from jaxtune.adapt.partial import bitfit, freeze, full, norms, probe
 from jaxtune.adapt.quantize import Quantized, quantize, quantize_matrix
 from jaxtune.adapt.toward_base import Penalty, ewc, fisher, l2_sp, with_start, without_start
-from jaxtune.adapt.vera import VeRA, vera
 from jaxtune.typing import InputError, Key, Params
 
 METHODS: dict[str, Callable[..., Adapted]] = {
-  method.__name__: method for method in (full, freeze, probe, bitfit, norms, lora, dora, ia3, vera)
+  method.__name__: method for method in (full, freeze, probe, bitfit, norms, lora, dora)
 }
 
 
@@ -61,24 +61,24 @@ def create(name: str, key: Key, params: Params, **options: Any) -> Adapted:
 
 __all__ = [
   'HEAD',
-  'IA3',
   'LINEAR',
   'METHODS',
   'Adapted',
   'DoRA',
+  'DroppedLoRA',
   'LoRA',
   'Penalty',
   'Quantized',
-  'VeRA',
+  'Residual',
   'base_of',
   'bitfit',
   'create',
   'dora',
+  'eva',
   'ewc',
   'fisher',
   'freeze',
   'full',
-  'ia3',
   'is_adapter',
   'l2_sp',
   'lora',
@@ -92,8 +92,8 @@ __all__ = [
   'selected',
   'train_also',
   'trainable',
+  'with_key',
   'with_start',
   'without_start',
-  'vera',
   'wrap',
 ]

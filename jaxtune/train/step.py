@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import optax
 from jax import lax
 
-from jaxtune import optim, tree
+from jaxtune import adapt, optim, tree
 from jaxtune.losses import Loss, Objective
 from jaxtune.train.state import State
 from jaxtune.typing import Batch, Key, Metrics, Params
@@ -48,7 +48,7 @@ def make_step(
   optimizer = optax.with_extra_args_support(optimizer)
 
   def summed(trainable: Any, frozen: Any, batch: Batch, key: Key) -> tuple[jax.Array, Loss]:
-    loss = objective(tree.combine(trainable, frozen), batch, key)
+    loss = objective(adapt.with_key(tree.combine(trainable, frozen), key), batch, key)
     return loss.total, loss
 
   gradient = jax.grad(summed, has_aux=True)
@@ -83,8 +83,7 @@ def make_step(
     )
 
     def value_fn(trainable: Any) -> jax.Array:
-      again = objective(tree.combine(trainable, frozen), batch, key)
-      return again.total / weight
+      return summed(trainable, frozen, batch, key)[0] / weight
 
     updates, opt = optimizer.update(
       gradients,
