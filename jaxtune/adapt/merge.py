@@ -6,7 +6,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from jaxtune import ops
+from jaxtune import ops, tree
 from jaxtune.adapt.adapted import Adapted, is_adapter
 from jaxtune.typing import Params, is_weight
 
@@ -19,9 +19,9 @@ def merge(params: Params) -> Params:
   Raises:
     InputError: a method that is no function of the weights (bottleneck adapters).
   """
-  plain = dict(params) if isinstance(params, Adapted) else params
+  plain = ops.scaled_biases(dict(params) if isinstance(params, Adapted) else params)
   with jax.default_matmul_precision('highest'):  # accelerators round to bf16 by default
-    return ops.materialize_all(plain, _dense)
+    return tree.map_weights(lambda _, leaf: _dense(leaf) if is_weight(leaf) else leaf, plain)
 
 
 def base_of(leaf: Any) -> Any:

@@ -63,7 +63,7 @@ def save_hf(
   kept = read_json(origin / 'config.json') if origin and origin.is_dir() else {}
   files = carried(origin) if origin and origin.is_dir() else {}
   own = _own_names(family, model, origin) if origin and kept else {}
-  pieces = _pieces(family, model, params, own)
+  pieces = _pieces(family, model, ops.scaled_biases(params), own)
   written = kept | {'architectures': [family.classes[model.task]], 'model_type': family.model_type}
   written |= family.write_config(model.config) | _dtype(pieces)
   written |= _outputs(kept, model, labels)

@@ -13,6 +13,7 @@ from jaxtune.ops.weight import (
   materialize,
   materialize_all,
   scaled_bias,
+  scaled_biases,
   take,
 )
 
@@ -37,5 +38,6 @@ __all__ = [
   'rope_table',
   'rotate',
   'scaled_bias',
+  'scaled_biases',
   'take',
 ]

@@ -5,7 +5,6 @@ Layers call these functions and never ask which of the two they hold.
 
 import math
 import re
-from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -68,16 +67,17 @@ def materialize(w: Any) -> jax.Array:
   return w.materialize() if is_weight(w) else w
 
 
-def materialize_all(params: Params, dense: Callable[[Any], jax.Array] = materialize) -> Params:
-  """The parameters with `dense` of every weight leaf, and of the biases what the leaves make."""
+def scaled_biases(params: Params) -> Params:
+  """The parameters with every bias as the leaf beside it scales it: of weights made dense after."""
   leaves = {bias_path(path): w for path, w in tree.named_weights(params) if is_weight(w)}
+  return tree.map_weights(
+    lambda path, x: scaled_bias(leaves[path], x) if path in leaves else x, params
+  )
 
-  def one(path: str, w: Any) -> Any:
-    if is_weight(w):
-      return dense(w)
-    return scaled_bias(leaves[path], w) if path in leaves else w
 
-  return tree.map_weights(one, params)
+def materialize_all(params: Params) -> Params:
+  """The parameters with every weight leaf made dense, and their biases scaled."""
+  return jax.tree.map(materialize, scaled_biases(params), is_leaf=is_weight)
 
 
 def axes(w: Any, names: tuple[str | None, ...]) -> Any:

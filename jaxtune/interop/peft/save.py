@@ -189,7 +189,7 @@ def _dense(
   modules: Mapping[str, Module], whole: set[str], params: Params, model: ModelSpec
 ) -> dict[str, np.ndarray]:
   """The tensors of whole modules."""
-  merged = dict(tree.named_weights(params))
+  merged = dict(tree.named_weights(ops.scaled_biases(params)))
   found = {}
   for name in whole:
     for kind, pieces in modules[name].tensors.items():
