@@ -94,6 +94,24 @@ CONFIGS: dict[str, Adapter] = {
     'LoraConfig',
     {'r': 3, 'lora_alpha': 2, 'target_modules': ['q_proj', 'up_proj'], 'use_rslora': True},
   ),
+  'dora': Adapter(
+    'bert', 'LoraConfig', {'r': 2, 'target_modules': ['query', 'dense'], 'use_dora': True}
+  ),
+  'embedding': Adapter(
+    'bert', 'LoraConfig', {'r': 2, 'target_modules': ['word_embeddings', 'position_embeddings']}
+  ),
+  'embedding_alone': Adapter('llama', 'LoraConfig', {'r': 2, 'target_modules': ['embed_tokens']}),
+  'embedding_tied': Adapter(
+    'llama',
+    'LoraConfig',
+    {'r': 2, 'target_modules': ['embed_tokens', 'v_proj'], 'ensure_weight_tying': True},
+  ),
+  'bias_all': Adapter(
+    'bert', 'LoraConfig', {'r': 1, 'target_modules': ['value', 'query'], 'bias': 'all'}
+  ),
+  'bias_lora_only': Adapter(
+    'bert', 'LoraConfig', {'r': 1, 'target_modules': ['value', 'query'], 'bias': 'lora_only'}
+  ),
 }
 
 

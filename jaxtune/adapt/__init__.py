@@ -20,6 +20,7 @@ from jaxtune.adapt.adapted import (
 )
 from jaxtune.adapt.dora import DoRA, dora
 from jaxtune.adapt.eva import eva
+from jaxtune.adapt.input_lora import InputLoRA
 from jaxtune.adapt.lora import DroppedLoRA, LoRA, lora, with_key
 from jaxtune.adapt.lora_starts import Residual
 from jaxtune.adapt.merge import base_of, merge
@@ -66,6 +67,7 @@ __all__ = [
   'Adapted',
   'DoRA',
   'DroppedLoRA',
+  'InputLoRA',
   'LoRA',
   'Penalty',
   'Quantized',

@@ -166,8 +166,8 @@ def test_adapters_that_cannot_be_written(tuned, llama, tmp_path):
   refused('trained under its adapter', model, under, source)
   source = llama()
   model, params = interop.load(source)
-  embed = shaken(adapt.lora(jax.random.key(0), params, 2, select='embed/tokens'))
-  refused('is an embedding', model, embed, source)
+  rows = adapt.dora(jax.random.key(0), params, 2, select='embed/tokens|attn/q')
+  refused('is an embedding', model, rows, source)
   adapted = adapt.lora(jax.random.key(0), params, 2, also='embed/tokens')
   refused('is tied to the head', model, shaken(adapted), source)
 
@@ -250,16 +250,15 @@ def test_the_whole_head_goes_along(tmp_path):
   'fields, change, words',
   [
     ({'peft_type': 'XYZ'}, None, "peft_type is 'XYZ'"),
-    ({'use_dora': True}, None, 'use_dora'),
+    ({'use_dora': True}, None, 'lacks .*lora_magnitude_vector'),
     ({'something_new': {'a': 1}}, None, 'something_new'),
-    ({'bias': 'all'}, None, 'bias'),
     ({'init_lora_weights': 'pissa_niter_4'}, None, 'pissa'),
     ({'r': 0}, None, 'r is 0'),
     ({'lora_alpha': None}, None, 'lora_alpha'),
     ({'r': 5}, None, r'lora_A.weight is \[4, 16\] F32.* make it \[5, 16\]'),
     ({}, lambda t: {n: x for n, x in t.items() if '0.output.dense.lora_B' not in n}, 'lacks'),
     ({}, lambda t: t | {'base_model.model.bert.x.lora_A.weight': np.ones((4, 16))}, 'no place for'),
-    ({}, lambda t: t | {'base_model.model.lora_embedding_A': np.ones((4, 16))}, 'embedding'),
+    ({}, lambda t: t | {'base_model.model.x.lora_embedding_A': np.ones((4, 16))}, 'no place for'),
     ({}, lambda t: {}, 'holds no tensors'),
   ],
 )

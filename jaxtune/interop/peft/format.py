@@ -218,8 +218,11 @@ class Format(NamedTuple):
     write: see `Export`.
     read: `(files) -> params` with leaves; which fields train is `trained`.
     trained: regular expression over the paths of the fields that train, as `/[ab]$`.
+    biases: PEFT's word in the field `bias` for the biases of adapted modules, as `lora_only`; ''
+      where the kind has no such field.
     moves: `(name, values) -> bool`: whether a tensor shows that the adapter does something.
     known: fields of adapter_config.json that `read` understands or that change nothing.
+    prefix: what precedes the names of modules in the file.
   """
 
   peft_type: str
@@ -229,6 +232,8 @@ class Format(NamedTuple):
   trained: str
   moves: Callable[[str, np.ndarray], bool]
   known: frozenset[str] = frozenset()
+  prefix: str = PREFIX
+  biases: str = ''
 
 
 def plain(number: float) -> int | float:

@@ -17,13 +17,13 @@ from jaxtune.interop.families import family_of
 from jaxtune.interop.labels import FILE
 from jaxtune.interop.names import Family, bare_name
 from jaxtune.interop.peft.base import check_base
-from jaxtune.interop.peft.format import PREFIX, Format, Import
+from jaxtune.interop.peft.format import Format, Import
 from jaxtune.interop.peft.formats import FORMATS
-from jaxtune.interop.peft.modules import modules_of
+from jaxtune.interop.peft.modules import VIRTUAL, modules_of
 from jaxtune.interop.source import locate
 from jaxtune.interop.tensors import Tensor, open_safetensors
 from jaxtune.models import ModelSpec, classifier
-from jaxtune.typing import InputError, Params
+from jaxtune.typing import InputError, Params, is_weight
 
 # Fields that do not change what any loaded adapter computes.
 _KNOWN = frozenset(
@@ -52,7 +52,8 @@ def load_peft(folder: str | os.PathLike[str], model: ModelSpec, params: Params) 
   """
   path, format, config, tensors = _open(folder)
   family = family_of(model)
-  if any(adapt.is_adapter(leaf) for _, leaf in tree.named_weights(params)):
+  leaves = tree.named_weights(params)
+  if any(adapt.is_adapter(leaf) or path.partition('/')[0] in VIRTUAL for path, leaf in leaves):
     raise InputError('the model already has an adapter; merge it first (jaxtune.adapt.merge)')
   own = path / FILE
   if own.exists():
@@ -112,8 +113,20 @@ def _open(
       raise InputError(
         f"{each}: points outside of the adapter's folder; copy the file itself into the folder"
       )
-  tensors = {name.removeprefix(PREFIX): t for name, t in open_safetensors(weights).items()}
+  tensors = {}
+  for name, tensor in open_safetensors(weights).items():
+    plain = _plain(name, format.prefix)
+    if plain == name.removeprefix(format.prefix) or plain not in tensors:
+      tensors[plain] = tensor
+  tensors.pop('', None)
   return path, format, config, tensors
+
+
+def _plain(name: str, prefix: str) -> str:
+  """The tensor of the base that a name means; '' for none, where PEFT saves what it replaced."""
+  if '.original_module.' in name:
+    return ''
+  return re.sub(r'\.(base_layer|modules_to_save)(?=\.)', '', name.removeprefix(prefix))
 
 
 def _inside(file: pathlib.Path, folder: pathlib.Path) -> bool:
@@ -134,17 +147,37 @@ def _replaced(files: Import) -> Params:
       name = f'{module.name}.{kind}'
       if name not in files.tensors:
         continue
-      if len(pieces) > 1 or pieces[0].row.part is not None or pieces[0].row.shape is not None:
+      if any(piece.row.shape is not None for piece in pieces):
         raise InputError(
-          f'{files.folder}: holds {files.tensors[name].name}, and jaxtune keeps that module in '
-          'several parts; merge the adapter into its base with PEFT and load the model'
+          f'{files.folder}: holds {files.tensors[name].name}, which has another shape in jaxtune; '
+          'merge the adapter into its base with PEFT (merge_and_unload) and load the model'
         )
-      (piece,) = pieces
-      array = new.setdefault(piece.path, np.array(leaves[piece.path]))
-      target = array[piece.place]
-      target = target.T if piece.row.transpose else target
-      target[...] = files.read(name, target.shape)
-  replaced = {path: jnp.asarray(value) for path, value in new.items()}
+      total = sum(len(piece.row.part) for piece in pieces if piece.row.part is not None)
+      for piece in pieces:
+        if is_weight(leaves[piece.path]):
+          raise InputError(
+            f'{files.folder}: holds {files.tensors[name].name}, and {piece.path!r} is a '
+            f'{type(leaves[piece.path]).__name__} in this model; load the adapter on plain weights'
+          )
+        array = new.setdefault(piece.path, np.array(leaves[piece.path]))
+        target = array[piece.place]
+        rows = slice(None) if piece.row.part is None else piece.row.part
+        shape = target.shape[:-1] + (total or target.shape[-1],)
+        if piece.row.transpose:
+          target[...] = files.read(name, shape[::-1]).T[..., rows]
+        else:
+          target[...] = files.read(name, shape)[..., rows]
+  # PEFT saves the base of adapted embeddings, changed or not.
+  saved = {tensor.name for tensor in files.tensors.values() if '.base_layer.weight' in tensor.name}
+  same = {
+    piece.path
+    for module in files.modules.values()
+    for piece in module.weight
+    if piece.path in new
+    and files.tensors[f'{module.name}.weight'].name in saved
+    and np.array_equal(new[piece.path], leaves[piece.path])
+  }
+  replaced = {path: jnp.asarray(value) for path, value in new.items() if path not in same}
   return tree.map_weights(lambda path, leaf: replaced.get(path, leaf), files.params)
 
 

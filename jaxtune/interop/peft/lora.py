@@ -1,6 +1,11 @@
 """LoRA in PEFT's files.
 
-ΔW = alpha / r * B A with A `[r, in]` and B `[out, r]`, the transposes of our fields.
+ΔW = alpha / r * B A with A `[r, in]` and B `[out, r]`, the transposes of our fields. Where the
+start took `scale * A0 B0` out of the base, ΔW is `scale * (A B - A0 B0)`, of twice the rank, on the
+base as it was. What a quantized base (LoftQ, QLoRA) misses of that one is not in the file: loaded
+on the base in full precision, an adapter adds what training moved and no rounding.
+
+DoRA adds a `lora_magnitude_vector` `[out]`, our m, to each module. Embeddings: `lora_embedding`.
 https://huggingface.co/docs/peft/main/en/developer_guides/checkpoint
 """
 
@@ -9,10 +14,11 @@ from typing import Any
 
 import numpy as np
 
-from jaxtune import tree
-from jaxtune.adapt import LoRA
-from jaxtune.interop import fields
-from jaxtune.interop.peft.format import PREFIX, Export, Format, Import, Written
+from jaxtune import ops, tree
+from jaxtune.adapt import DoRA, DroppedLoRA, LoRA, Residual
+from jaxtune.adapt.dora import dora_leaf
+from jaxtune.interop.peft.format import PREFIX, Export, Format, Import, Written, plain
+from jaxtune.interop.peft.lora_embedding import embedding_tensors, read_embeddings
 from jaxtune.interop.peft.modules import Module
 from jaxtune.typing import InputError, Params
 
@@ -26,18 +32,47 @@ def _joined(module: Module, leaves: list[Any]) -> tuple[np.ndarray, np.ndarray, 
   The factors of the parts of a fused tensor stand side by side: A of all under each other, B with a
   block for each, and their scales in B.
   """
-  if len(leaves) == 1:
-    return leaves[0].a.T, leaves[0].b.T, float(leaves[0].scale)
+  if module.weight[0].row.part is None:
+    a, b = _factors(leaves[0])
+    return a.T, b.T, float(leaves[0].scale)
   parts = [piece.row.part for piece in module.weight if piece.row.part is not None]
   total = sum(map(len, parts))
   adapters = [(rows, leaf) for rows, leaf in zip(parts, leaves, strict=True) if _is(leaf)]
-  rank = sum(leaf.a.shape[1] for _, leaf in adapters)
-  b, start = np.zeros((total, rank), np.float32), 0
-  for rows, leaf in adapters:
-    stop = start + leaf.a.shape[1]
-    b[rows, start:stop] = float(leaf.scale) * leaf.b.T
+  factors = [_factors(leaf) for _, leaf in adapters]
+  b, start = np.zeros((total, sum(len(own) for _, own in factors)), np.float32), 0
+  for (rows, leaf), (_, own) in zip(adapters, factors, strict=True):
+    stop = start + len(own)
+    b[rows, start:stop] = float(leaf.scale) * own.T
     start = stop
-  return np.concatenate([leaf.a.T for _, leaf in adapters]), b, 1.0
+  return np.concatenate([a.T for a, _ in factors]), b, 1.0
+
+
+def _lengths(module: Module, leaves: list[Any]) -> np.ndarray:
+  """DoRA's lengths of all columns `[out]`; of a weight without them those that it has."""
+
+  def own(leaf: Any) -> np.ndarray:
+    if isinstance(leaf, DoRA):
+      return np.asarray(leaf.m)
+    return np.linalg.norm(np.asarray(ops.materialize(leaf), np.float32), axis=-2)
+
+  if module.weight[0].row.part is None:
+    return own(leaves[0])
+  parts = [piece.row.part for piece in module.weight if piece.row.part is not None]
+  lengths = np.zeros(sum(map(len, parts)), np.float32)
+  for rows, leaf in zip(parts, leaves, strict=True):
+    lengths[rows] = own(leaf)
+  return lengths
+
+
+def _factors(leaf: LoRA | DoRA) -> tuple[np.ndarray, np.ndarray]:
+  """`(A [in, r], B [r, out])` to the base as it was before the start."""
+  a, b = np.asarray(leaf.a), np.asarray(leaf.b)
+  if not isinstance(leaf.base, Residual):
+    return a, b
+  a0, b0 = np.asarray(leaf.base.a0), np.asarray(leaf.base.b0)
+  if np.array_equal(a, a0) and np.array_equal(b, b0):
+    return a, np.zeros_like(b)  # not trained, which the save has to see
+  return np.concatenate([a, a0], 1), np.concatenate([b, -b0])
 
 
 def _alpha(scale: float, rank: int) -> int | float:
@@ -47,25 +82,41 @@ def _alpha(scale: float, rank: int) -> int | float:
   return int(alpha) if alpha.is_integer() else alpha
 
 
+def _dropout(export: Export) -> float:
+  """The largest: a file has one for all modules."""
+  leaves = [leaf for _, leaf in tree.named_weights(export.params)]
+  rates = [np.max(leaf.dropout) for leaf in leaves if isinstance(leaf, DroppedLoRA)]
+  return float(plain(max(rates, default=0.0)))
+
+
 def _is(leaf: Any) -> bool:
-  return isinstance(leaf, LoRA)
+  return isinstance(leaf, LoRA | DoRA)
 
 
 def _write(export: Export) -> Written:
   tensors: dict[str, np.ndarray] = {}
   ranks: dict[str, int] = {}
   alphas: dict[str, float] = {}
-  for path, leaf in tree.named_weights(export.params):
-    if _is(leaf) and path.startswith('embed/'):
-      raise InputError(
-        f'{path!r} is an embedding, whose adapter PEFT applies in another way to tied heads; '
-        'write the whole model with save_hf'
-      )
-  for module, leaves in export.adapted():
+  adapted = export.adapted()
+  dora = any(isinstance(leaf, DoRA) for _, leaves in adapted for leaf in leaves)
+  transposed = tied = False
+  for module, leaves in adapted:
+    name = f'{PREFIX}{module.name}'
+    if module.weight[0].path.startswith('embed/'):
+      found = embedding_tensors(export, module, leaves[0], dora)
+      for owner, own in found.items():
+        tensors |= own
+        ranks[owner] = leaves[0].a.shape[-1]
+        alphas[owner] = _alpha(float(leaves[0].scale), ranks[owner])
+      tied = tied or len(found) > 1
+      continue
     a, b, scale = _joined(module, leaves)
-    tensors[f'{PREFIX}{module.name}.lora_A.weight'] = np.ascontiguousarray(a)
-    tensors[f'{PREFIX}{module.name}.lora_B.weight'] = np.ascontiguousarray(b)
+    tensors[f'{name}.lora_A.weight'] = np.ascontiguousarray(a)
+    tensors[f'{name}.lora_B.weight'] = np.ascontiguousarray(b)
+    if dora:  # of all or none: LoRA is DoRA whose columns have the lengths that they have
+      tensors[f'{name}.lora_magnitude_vector'] = _lengths(module, leaves)
     ranks[module.name], alphas[module.name] = len(a), _alpha(scale, len(a))
+    transposed = transposed or not module.weight[0].row.transpose
   rank = collections.Counter(ranks.values()).most_common(1)[0][0]
   alpha = collections.Counter(alphas.values()).most_common(1)[0][0]
   return Written(
@@ -76,55 +127,64 @@ def _write(export: Export) -> Written:
       'lora_alpha': alpha,
       'rank_pattern': {module: r for module, r in ranks.items() if r != rank},
       'alpha_pattern': {module: a for module, a in alphas.items() if a != alpha},
-      'lora_dropout': 0.0,
+      'lora_dropout': _dropout(export),
       'bias': 'none',
       'use_rslora': False,
-      'use_dora': False,
-      'fan_in_fan_out': False,
+      'use_dora': dora,
+      'fan_in_fan_out': transposed,
       'init_lora_weights': True,
-    },
+    }
+    | ({'ensure_weight_tying': True} if tied else {}),
   )
 
 
 def _read(files: Import) -> Params:
-  fields.refuse(files.config, files.file, bias='none', use_dora=False)
   if files.config.get('init_lora_weights') not in _INITS:
     raise InputError(
       f'{files.file}: init_lora_weights is {files.config["init_lora_weights"]!r}, which changes '
       'the base; export it with PEFT as plain LoRA (path_initial_model_for_weight_conversion)'
     )
 
-  for name, tensor in files.tensors.items():
-    if 'lora_embedding_' in name:
-      raise InputError(f'{files.folder}: holds {tensor.name}: adapters on embeddings are unknown')
+  dora = bool(files.config.get('use_dora'))
+  dropout = files.config.get('lora_dropout') or 0
+  dropout = files.real('lora_dropout', dropout) if dropout else 0
+  dropped = bool(dropout) and not dora
 
-  def find(module: Module, shape: tuple[int, int]) -> dict[str, np.ndarray] | None:
-    a, b = f'{module.name}.lora_A.weight', f'{module.name}.lora_B.weight'
-    if a not in files.tensors and b not in files.tensors:
+  def pair(module: Module, a: str, b: str, shape: tuple[int, int]) -> dict[str, np.ndarray] | None:
+    """The factors by the names of their tensors; None without an adapter."""
+    first, second = f'{module.name}.{a}', f'{module.name}.{b}'
+    if first not in files.tensors and second not in files.tensors:
       return None
-    rank = files.integer('r', files.setting(module.name, 'lora_A.weight', 'r', 'rank_pattern'))
-    alpha = files.real(
-      'lora_alpha', files.setting(module.name, 'lora_A.weight', 'lora_alpha', 'alpha_pattern')
-    )
+    rank = files.integer('r', files.setting(module.name, a, 'r', 'rank_pattern'))
+    alpha = files.real('lora_alpha', files.setting(module.name, a, 'lora_alpha', 'alpha_pattern'))
     scale = alpha / (rank**0.5 if files.config.get('use_rslora') else rank)
     return {
-      'a': files.read(a, (rank, shape[0])).T,
-      'b': files.read(b, (shape[1], rank)).T,
+      'a': files.read(first, (rank, shape[0])).T,
+      'b': files.read(second, (shape[1], rank)).T,
       'scale': np.array(scale, np.float32),
     }
 
-  def blank(weight: np.ndarray, like: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-    return {name: np.zeros_like(value) for name, value in like.items()} | {
-      'scale': np.ones((), np.float32)
-    }
+  def find(module: Module, shape: tuple[int, int]) -> dict[str, np.ndarray] | None:
+    found = pair(module, 'lora_A.weight', 'lora_B.weight', shape)
+    if found is None:
+      return None
+    if dora:
+      lengths = f'{module.name}.lora_magnitude_vector'
+      old = f'{lengths}.weight'
+      found['m'] = files.read(old if old in files.tensors else lengths, (shape[1],))
+    return found | ({'dropout': np.array(dropout, np.float32)} if dropped else {})
 
-  return files.wrapped(
-    find,
-    blank,
-    LoRA,
-    part=lambda found, rows: found | {'b': found['b'][:, rows]},
-    pattern=r'^(?!embed/)',
-  )
+  def blank(weight: np.ndarray, like: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+    zeros = {name: np.zeros_like(value) for name, value in like.items()}
+    lengths = {'m': np.linalg.norm(weight, axis=-2)} if dora else {}
+    return zeros | lengths | {'scale': np.ones((), np.float32)}
+
+  def part(found: dict[str, np.ndarray], rows: np.ndarray) -> dict[str, np.ndarray]:
+    return found | {'b': found['b'][:, rows]} | ({'m': found['m'][rows]} if dora else {})
+
+  make = dora_leaf if dora else DroppedLoRA if dropped else LoRA
+  params = files.wrapped(find, blank, make, part, r'^(?!embed/)')
+  return read_embeddings(files._replace(params=params), pair, dora)
 
 
 LORA = Format(
@@ -132,8 +192,11 @@ LORA = Format(
   holds=lambda path, leaf, trains: _is(leaf),
   write=_write,
   read=_read,
-  trained=r'/[ab]$',
-  moves=lambda name, values: '.lora_B.' in name and bool(values.any()),
+  trained=r'/[abm]$',
+  moves=lambda name, values: (
+    bool(values.any()) and ('.lora_B.' in name or name.endswith('.lora_embedding_B'))
+  ),
+  biases='lora_only',
   known=frozenset(
     'alpha_pattern bias init_lora_weights lora_alpha lora_dropout r rank_pattern use_rslora '
     'use_dora fan_in_fan_out loftq_config megatron_core qalora_group_size eva_config corda_config '

@@ -3,7 +3,7 @@
 import os
 import pathlib
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -17,6 +17,7 @@ from jaxtune.interop.folder import open_weights
 from jaxtune.interop.labels import FILE, check_labels
 from jaxtune.interop.names import Family, bare_name, full_name
 from jaxtune.interop.peft.base import fingerprint
+from jaxtune.interop.peft.biases import bias_tensors, trained_biases
 from jaxtune.interop.peft.format import PREFIX, Export, Format, Written
 from jaxtune.interop.peft.formats import FORMATS
 from jaxtune.interop.peft.modules import VIRTUAL, Module, modules_of
@@ -67,12 +68,19 @@ def save_peft(
   base = base or model.source or ''
   trained = _trained(params)
   format, held = _format(params, trained)
-  modules = _modules(family, model, params)
-  whole = _whole(modules, held, trained, model) | _absent(modules, family, base)
+  modules = _modules(family, model, params, held)
+  bias, biased = trained_biases(modules, held, trained, format.biases)
+  whole = _whole(modules, held, trained, model, biased) | _absent(modules, family, base)
   adapters = {name: module for name, module in modules.items() if name not in whole}
   written = format.write(Export(model, params, adapters, held))
-  tensors = written.tensors | _dense(modules, whole, params, model)
+  tensors = (
+    written.tensors
+    | bias_tensors(adapters, biased, held, params)
+    | _dense(modules, whole, params, format.prefix)
+  )
   config = _config(format, written, modules, whole, model, name or str(base))
+  if biased:
+    config['bias'] = bias
   with new_folder(folder) as fresh:
     file = fresh / 'adapter_model.safetensors'
     safetensors.numpy.save_file(tensors, file, metadata={'format': 'pt'})
@@ -93,8 +101,9 @@ def adapter_obstacle(model: ModelSpec, params: Params) -> str | None:
   """
   try:
     format, held = _format(params, _trained(params))
-    modules = _modules(family_of(model), model, params)
-    _whole(modules, held, _trained(params), model)
+    modules = _modules(family_of(model), model, params, held)
+    _, biased = trained_biases(modules, held, _trained(params), format.biases)
+    _whole(modules, held, _trained(params), model, biased)
   except InputError as error:
     return str(error).partition(';')[0]
   reasons = (
@@ -120,12 +129,18 @@ def _format(params: Params, trained: set[str]) -> tuple[Format, frozenset[str]]:
     if not held:
       continue
     for path, leaf in leaves:
-      if path not in held and (adapt.is_adapter(leaf) or path.partition('/')[0] in VIRTUAL):
+      virtual = path.partition('/')[0]
+      if path not in held and virtual in VIRTUAL:
+        raise InputError(
+          f'a {virtual} stands beside {format.peft_type}, and an adapter of PEFT is of one kind; '
+          f'write the merged weights without the {virtual} with save_hf, as the base of its own'
+        )
+      if path not in held and adapt.is_adapter(leaf):
         raise InputError(
           f'{path!r} is a {type(leaf).__name__} beside {format.peft_type}, and an adapter of PEFT '
           'is of one kind; merge one of them (adapt.merge) or write the whole model with save_hf'
         )
-      if path in held and adapt.is_adapter(leaf) and adapt.is_adapter(leaf.base):
+      if path in held and adapt.is_adapter(leaf) and _adapted(leaf.base):
         raise InputError(
           f'{path!r} has an adapter on an adapter; merge the first (adapt.merge) and write its '
           'model with save_hf as the base'
@@ -136,20 +151,53 @@ def _format(params: Params, trained: set[str]) -> tuple[Format, frozenset[str]]:
   )
 
 
-def _modules(family: Family, model: ModelSpec, params: Params) -> dict[str, Module]:
-  return modules_of(
+def _adapted(base: Any) -> bool:
+  return adapt.is_adapter(base) and not isinstance(base, adapt.Residual)
+
+
+def _modules(
+  family: Family, model: ModelSpec, params: Params, held: Collection[str]
+) -> dict[str, Module]:
+  """All modules.
+
+  Raises:
+    InputError: an adapter is on what is no module's matrix.
+  """
+  modules = modules_of(
     family.names(model.config), params, lambda name: full_name(family, model.task, name)
   )
+  known = {piece.path for module in modules.values() for piece in module.weight}
+  for path, leaf in tree.named_weights(params):
+    if path in held and path not in known and adapt.is_adapter(leaf):
+      raise InputError(
+        f'{path!r} has an adapter and is no matrix of a module in their model; write the whole '
+        'model with save_hf'
+      )
+  return modules
 
 
 def _whole(
-  modules: Mapping[str, Module], held: frozenset[str], trained: set[str], model: ModelSpec
+  modules: Mapping[str, Module],
+  held: frozenset[str],
+  trained: set[str],
+  model: ModelSpec,
+  biased: Collection[str],
 ) -> set[str]:
-  """Modules that were trained as they are, and a classifier's head."""
+  """Modules that were trained as they are, and a classifier's head.
+
+  Args:
+    modules, held, trained, model: what is exported.
+    biased: modules whose trained biases go into the file alone.
+  """
   found = set()
   for module in modules.values():
-    for piece in (piece for pieces in module.tensors.values() for piece in pieces):
-      if f'{piece.path}/base' in trained:
+    tensors = (
+      pieces
+      for kind, pieces in module.tensors.items()
+      if kind != 'bias' or module.name not in biased
+    )
+    for piece in (piece for pieces in tensors for piece in pieces):
+      if any(path.startswith(f'{piece.path}/base') for path in trained):
         raise InputError(
           f'{piece.path!r} was trained under its adapter; write the whole model with save_hf'
         )
@@ -186,7 +234,7 @@ def _absent(
 
 
 def _dense(
-  modules: Mapping[str, Module], whole: set[str], params: Params, model: ModelSpec
+  modules: Mapping[str, Module], whole: set[str], params: Params, prefix: str
 ) -> dict[str, np.ndarray]:
   """The tensors of whole modules."""
   merged = dict(tree.named_weights(ops.scaled_biases(params)))
@@ -197,7 +245,7 @@ def _dense(
       leaf = jax.tree.map(lambda x: x[piece.place], merged[piece.path])  # noqa: B023
       value = np.asarray(ops.materialize(adapt.merge(leaf)))
       value = value.T if piece.row.transpose else value
-      found[f'{PREFIX}{name}.{kind}'] = np.ascontiguousarray(value)
+      found[f'{prefix}{name}.{kind}'] = np.ascontiguousarray(value)
   return found
 
 
@@ -218,15 +266,8 @@ def _config(
     'inference_mode': True,
   }
   if written.modules:
-    config |= {
-      'target_modules': _targets(written.modules, set(modules)),
-      'modules_to_save': saved or None,
-    }
-  elif saved:
-    raise InputError(
-      f'{saved[0]} was trained beside {format.peft_type}, whose files cannot hold it; write the '
-      'whole model with save_hf, or train the prompt alone'
-    )
+    config['target_modules'] = _targets(written.modules, set(modules))
+  config['modules_to_save'] = saved or None
   return config | written.config
 
 
@@ -254,7 +295,8 @@ def _read_back(folder: pathlib.Path, format: Format, modules: set[str]) -> None:
   for key, tensor in tensors.items():
     bare = key.removeprefix(PREFIX)
     whole = any(f'.{name}.' in f'.{bare}' for name in config.get('modules_to_save') or [])
-    if modules and not whole and key.startswith(PREFIX):
+    biased = config.get('bias', 'none') != 'none' and bare.endswith('.bias')
+    if modules and not whole and not biased and key.startswith(PREFIX):
       # The module's own name is the longest of those that the key begins with.
       owner = max((m for m in modules if bare.startswith(f'{m}.')), key=len, default='')
       targets = config['target_modules']
