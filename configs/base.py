@@ -28,6 +28,8 @@ def get_config() -> ml_collections.ConfigDict:
   config.method.rank = 16  # of the methods that have one
   config.method.alpha = 32.0  # likewise: the adapter is scaled by alpha / rank
   config.method.select = ''  # regular expression over weight paths; empty for the method's own
+  # A folder or Hub id of a PEFT adapter to go on from; its kind, rank and targets then count.
+  config.method.adapter = ''
   config.method.options = ml_collections.ConfigDict()  # others of the method, by its own names
 
   config.optim = ml_collections.ConfigDict()

@@ -61,11 +61,7 @@ def job(config: Config) -> Job:
   records, notes = read_records(config)
   if config.model:
     source = resolve(config.model)
-    # Weights that train are float32: a small update to a bfloat16 weight rounds to none.
-    dtype = 'float32' if config.method.name == 'full' else None
-    model, params = interop.load(
-      source, dtype=dtype, remat=config.train.remat, shardings=placement(config)
-    )
+    model, params = interop.load(source, remat=config.train.remat, shardings=placement(config))
     tokenizer = interop.load_tokenizer(source)
     interop.check_vocabulary(tokenizer, model, source)
     special = interop.special_tokens(source)
@@ -79,9 +75,9 @@ def job(config: Config) -> Job:
     raise InputError(f'task is causal_lm, but {config.model!r} is an {model.family}; use a decoder')
   if config.task != 'causal_lm':
     outputs = len(corpus.names) if config.task == 'classification' else 1
-    model, params = models.classifier(head_key, model, params, outputs)
+    model, params = headed(config, head_key, model, params, outputs, corpus.names)
   steps = count_steps(config, corpus.train.examples)
-  params = method(config, method_key, params)
+  params = method(config, method_key, model, params)
   reason = obstacle(config, model, params)
   if reason:
     note = f'The export is the merged model: {reason}.'
@@ -93,7 +89,7 @@ def job(config: Config) -> Job:
     tokenizer=tokenizer,
     corpus=corpus,
     objective=objective(config, model),
-    optimizer=optimizer(config, steps),
+    optimizer=adapt.wrap_optimizer(params, optimizer(config, steps), steps),
     arguments=arguments(config, model),
     steps=steps,
     score=lambda metrics: (
@@ -278,9 +274,42 @@ def count_steps(config: Config, examples: Sequence[Any]) -> int:
   return max(1, math.ceil(c.epochs * epoch))
 
 
-def method(config: Config, key: jax.Array, params: Params) -> adapt.Adapted:
-  """The parameters as the fine-tuning method wants them; they say which of them train."""
+def headed(
+  config: Config,
+  key: jax.Array,
+  model: ModelSpec,
+  params: Params,
+  outputs: int,
+  names: tuple[str, ...],
+) -> tuple[ModelSpec, Params]:
+  """The model under a fresh head, or under that of the adapter that the run starts from.
+
+  Raises:
+    InputError: the adapter's head is for other labels.
+  """
+  adapter = config.method.adapter
+  if adapter:
+    own, headed = interop.adapter_head(adapter, model, params)
+    if own.config.outputs:
+      labels = interop.load_labels(adapter) or names
+      if own.config.outputs != outputs or tuple(labels) != tuple(names):
+        raise InputError(
+          f'method.adapter {adapter!r} tells {own.config.outputs} labels apart '
+          f'({", ".join(labels)}), but the data has {", ".join(names) or outputs}; take the data '
+          'that it was made for'
+        )
+      return own, headed
+  return models.classifier(key, model, params, outputs)
+
+
+def method(config: Config, key: jax.Array, model: ModelSpec, params: Params) -> adapt.Adapted:
+  """The parameters as the fine-tuning method wants them; they say which of them train.
+
+  What trains is float32: a small update to a bfloat16 weight rounds to none.
+  """
   c = config.method
+  if c.adapter:
+    return adapt.widened(interop.load_peft(c.adapter, model, params))
   known = adapt.options_of(c.name)
   given = dict(c.options)
   for name in ('rank', 'alpha', 'select'):
@@ -288,7 +317,7 @@ def method(config: Config, key: jax.Array, params: Params) -> adapt.Adapted:
       given[name] = c[name]
   if 'also' in known and config.task == 'causal_lm':
     given.setdefault('also', None)  # a language model's head is pretrained
-  return adapt.create(c.name, key, params, **given)
+  return adapt.widened(adapt.create(c.name, key, params, **given))
 
 
 def obstacle(config: Config, model: ModelSpec, params: Params) -> str | None:

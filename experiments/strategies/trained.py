@@ -56,7 +56,7 @@ def runner(
   def start(seed: int) -> adapt.Adapted:
     head_key, method_key = jax.random.split(jax.random.key(seed))
     _, fresh = models.classifier(head_key, *body, outputs)
-    return build.method(settings.of_run(config, strategy, 1.0), method_key, fresh)
+    return build.method(settings.of_run(config, strategy, 1.0), method_key, model, fresh)
 
   def batches(seed: int) -> data.Batches:
     return data.batches(
@@ -66,11 +66,14 @@ def runner(
       seed=seed,
     )
 
+  first, steps = start(0), config.train.steps
+
   def optimizer(rate: float) -> Any:
-    return build.optimizer(settings.of_run(config, strategy, rate), config.train.steps)
+    rule = build.optimizer(settings.of_run(config, strategy, rate), steps)
+    return adapt.wrap_optimizer(first, rule, steps)
 
   program = train.prepare(
-    model, start(0), objective, optimizer(1.0), batches(0), mesh=dict(config.mesh)
+    model, first, objective, optimizer(1.0), batches(0), mesh=dict(config.mesh)
   )
   forecast = plan.forecast(program.step, program.state, program.frozen, program.batch)
   place = jax.tree.map(lambda x: x.sharding, (program.state, program.frozen))
@@ -84,10 +87,10 @@ def runner(
     state, frozen = jax.device_put((state, frozen), place)
     mine = program._replace(frozen=frozen)
     began = time.perf_counter()
-    state = train.fit(mine, batches(seed), steps=config.train.steps, state=state, stop=stop)
+    state = train.fit(mine, batches(seed), steps=steps, state=state, stop=stop)
     jax.block_until_ready(state.trainable)
     seconds = time.perf_counter() - began
-    if int(state.step) < config.train.steps:
+    if int(state.step) < steps:
       return None
     logits, labels = _outputs(apply, state.trainable, frozen, valid)
     shifted = logits - logits.max(axis=1, keepdims=True)

@@ -5,6 +5,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 
 from jaxtune import tree
 from jaxtune.typing import InputError, Params, is_weight
@@ -65,6 +66,12 @@ def trainable(params: Params) -> tuple[Params, Params]:
     InputError: no method was applied, or what it trains has no gradient (integer codes).
   """
   return tree.partition(params, rules_of(params))
+
+
+def widened(params: Adapted) -> Adapted:
+  """The parameters with all that trains in float32."""
+  train, frozen = trainable(params)
+  return tree.combine(jax.tree.map(lambda x: x.astype(jnp.float32), train), frozen)
 
 
 def train_also(params: Params, rules: Sequence[tuple[str, bool]]) -> Adapted:

@@ -48,8 +48,9 @@ def make_step(
   optimizer = optax.with_extra_args_support(optimizer)
 
   def summed(trainable: Any, frozen: Any, batch: Batch, key: Key) -> tuple[jax.Array, Loss]:
-    loss = objective(adapt.with_key(tree.combine(trainable, frozen), key), batch, key)
-    return loss.total, loss
+    params = adapt.with_key(tree.combine(trainable, frozen), key)
+    loss = objective(params, batch, key)
+    return loss.total + loss.weight * adapt.training_penalty(params), loss
 
   gradient = jax.grad(summed, has_aux=True)
 

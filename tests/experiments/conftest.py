@@ -58,7 +58,7 @@ def texts(count):
 
 @pytest.fixture(scope='package')
 def files(tmp_path_factory, minilm):
-  """`encoder/`, `decoder/` and `gpt2/`, models of two layers; `films.csv`; `films.jsonl`."""
+  """`encoder/`, `decoder/`, `gpt2/` and `mixtral/`, models of two layers; `films.csv`; `films.jsonl`."""
   folder = tmp_path_factory.mktemp('files')
   rows = texts(64)
   lines = [f'"{row["text"]}",{row["label"]},{row["stars"]}\n' for row in rows]
@@ -106,7 +106,8 @@ def files(tmp_path_factory, minilm):
     o_bias=True,
     mlp_bias=True,
   )
-  for name, config in (('decoder', llama), ('gpt2', gpt2)):
+  mixtral = dataclasses.replace(llama, model_type='mixtral', experts=2, expert_hidden=48)
+  for name, config in (('decoder', llama), ('gpt2', gpt2), ('mixtral', mixtral)):
     decoder = models.decoder(config)
     interop.save_hf(folder / name, decoder, decoder.init(jax.random.key(2)))
     tokenizer.save(str(folder / name / 'tokenizer.json'))

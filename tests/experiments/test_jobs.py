@@ -58,15 +58,30 @@ def job(configure, launch, tmp_path_factory):
 
 
 def test_an_adapter_that_no_file_can_hold_is_merged(configure, launch, files, tmp_path):
-  """GPT-2 holds q, k and v in one tensor: the run says so, and its export is a whole model."""
-  values = SHORT | PAIRS | {'model': str(files / 'gpt2')}
+  """Experts have no module each in PEFT: the run says so, and its export is a whole model."""
+  values = SHORT | PAIRS | {'model': str(files / 'mixtral')}
   assert launch(configure('causal_lm', values), tmp_path / 'run') == 0
   run = tuned.open_run(str(tmp_path / 'run'))
   names = {path.name for path in (tmp_path / 'run' / 'export').iterdir()}
   assert 'model.safetensors' in names and 'adapter_config.json' not in names
-  base, params = jt.interop.load(files / 'gpt2')
+  base, params = jt.interop.load(files / 'mixtral')
   assert not np.allclose(outputs(run), outputs(run._replace(model=base, params=params)), atol=1e-5)
   assert 'merged model' in (tmp_path / 'run' / 'report.html').read_text()
+
+
+def test_a_run_starts_from_the_adapter_of_another(configure, finished):
+  """Its first outputs are those that the other ended with, and the head goes on too."""
+  values = {'method.adapter': str(finished / 'export')}
+  job = build.job(configure(values=values))
+  run = tuned.open_run(str(finished))
+  tokens = np.arange(24, dtype=np.int32).reshape(2, 12) + 5
+  mask = np.ones((2, 12), bool)
+  np.testing.assert_array_equal(job.model.apply(job.params, tokens, mask), outputs(run))
+  trained = jt.adapt.trainable(job.params)[0]
+  assert trained['head']['dense'] is not None
+  assert jt.tree.count(trained) == jt.tree.count(jt.adapt.trainable(build.job(configure()).params)[0])
+  with pytest.raises(InputError, match=r"tells 2 labels apart \(bad, good\), but the data has 1.5"):
+    build.job(configure(values=values | {'data.label': 'stars'}))
 
 
 def table(path):
