@@ -47,6 +47,16 @@ METHODS: dict[str, Method] = {
   'bitfit': Method({}, r'bias$', decoder=False),
   'norms': Method({}, r'norm/(scale|bias)$', own=False),
   'lora': Method({'rank': 2}, r'/[ab]$'),
+  'lora_pissa': Method(
+    {'rank': 2, 'start': 'pissa', 'rslora': True}, r'/[ab]$', method='lora', slow=True
+  ),
+  'lora_loftq': Method(
+    {'rank': 2, 'start': 'loftq', 'dropout': 0.5},
+    r'/[ab]$',
+    identity=False,
+    method='lora',
+    slow=True,
+  ),
   'dora': Method({'rank': 2}, r'/[abm]$'),
   'loha': Method({'rank': 2}, r'/[ab][12]$'),
   'lokr': Method({'rank': 1, 'decompose_both': True}, r'/w[12](_[ab])?$'),
