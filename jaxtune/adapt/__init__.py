@@ -18,15 +18,19 @@ from jaxtune.adapt.adapted import (
   trainable,
   wrap,
 )
+from jaxtune.adapt.averages import interpolate, soup
 from jaxtune.adapt.dora import DoRA, dora
 from jaxtune.adapt.eva import eva
 from jaxtune.adapt.input_lora import InputLoRA
 from jaxtune.adapt.lora import DroppedLoRA, LoRA, lora, with_key
 from jaxtune.adapt.lora_starts import Residual
 from jaxtune.adapt.merge import base_of, merge
+from jaxtune.adapt.merge_adapters import merge_adapters
 from jaxtune.adapt.partial import bitfit, freeze, full, norms, probe
 from jaxtune.adapt.quantize import Quantized, quantize, quantize_matrix
+from jaxtune.adapt.task_vectors import TaskVector, apply_task_vectors, merge_tensors, task_vector
 from jaxtune.adapt.toward_base import Penalty, ewc, fisher, l2_sp, with_start, without_start
+from jaxtune.adapt.unmerge import merge_difference, unmerge
 from jaxtune.typing import InputError, Key, Params
 
 METHODS: dict[str, Callable[..., Adapted]] = {
@@ -72,6 +76,8 @@ __all__ = [
   'Penalty',
   'Quantized',
   'Residual',
+  'TaskVector',
+  'apply_task_vectors',
   'base_of',
   'bitfit',
   'create',
@@ -81,10 +87,14 @@ __all__ = [
   'fisher',
   'freeze',
   'full',
+  'interpolate',
   'is_adapter',
   'l2_sp',
   'lora',
   'merge',
+  'merge_adapters',
+  'merge_difference',
+  'merge_tensors',
   'norms',
   'options_of',
   'probe',
@@ -92,8 +102,11 @@ __all__ = [
   'quantize_matrix',
   'rules_of',
   'selected',
+  'soup',
+  'task_vector',
   'train_also',
   'trainable',
+  'unmerge',
   'with_key',
   'with_start',
   'without_start',

@@ -13,13 +13,13 @@ from jaxtune.typing import InputError, Params
 class AveragedState(NamedTuple):
   """State of `average_weights`.
 
-  step: int32, updates made. count: int32, those of them that are in the average.
+  step: int32, updates made. counted: int32, those of them that are in the average.
   average: of the parameters, at least float32; before the first one counts, the initial ones.
   inner: the state of the rule.
   """
 
   step: jax.Array
-  count: jax.Array
+  counted: jax.Array
   average: Params
   inner: Any
 
@@ -85,7 +85,7 @@ def average_weights(
     updates, inner_state = inner.update(updates, state.inner, params, **extra)
     step = optax.safe_increment(state.step)
     due = (step > start) & ((step - start) % every == 0)
-    count = jnp.where(due, state.count + 1, state.count)
+    count = jnp.where(due, state.counted + 1, state.counted)
     new, w = optax.apply_updates(params, updates), weight(count)
 
     def moved(average, x):
@@ -121,5 +121,5 @@ def averaged(state: Any, params: Params) -> Params:
     )
   (kept,) = found
   return jax.tree.map(
-    lambda average, x: jnp.where(kept.count > 0, average.astype(x.dtype), x), kept.average, params
+    lambda average, x: jnp.where(kept.counted > 0, average.astype(x.dtype), x), kept.average, params
   )
