@@ -13,7 +13,7 @@ from jaxtune import ops, tree
 from jaxtune.adapt.adapted import HEAD, LINEAR, Adapted, Select, matrix_sides, selected, wrap
 from jaxtune.typing import InputError, Key, Params
 
-_MOST = 127  # of the codes of A and B
+MOST = 127  # of the codes of A and B
 
 
 @jax.tree_util.register_dataclass
@@ -76,6 +76,27 @@ def _times(x: jax.Array, vector: jax.Array) -> jax.Array:
   return x * jnp.expand_dims(vector.astype(x.dtype), range(x.ndim - 1))
 
 
+def vera_leaf(
+  weight: Any,
+  a: jax.Array,
+  b: jax.Array,
+  scale: float,
+  lambda_d: jax.Array,
+  lambda_b: jax.Array,
+) -> VeRA:
+  """A leaf with its slices of the pair `a [most in, R]`, `b [R, most out]`, once for each layer."""
+  *lead, inputs, outputs = weight.shape
+  rank = a.shape[-1]
+  return VeRA(
+    base=weight,
+    a=jnp.broadcast_to(a[:inputs], (*lead, inputs, rank)),
+    b=jnp.broadcast_to(b[:, :outputs], (*lead, rank, outputs)),
+    lambda_d=lambda_d,
+    lambda_b=lambda_b,
+    scale=jnp.full(lead, scale, jnp.float32),
+  )
+
+
 def vera(
   key: Key,
   params: Params,
@@ -110,23 +131,18 @@ def vera(
     raise InputError(f'vera: rank is {rank}; it must be at least 1')
   chosen = selected(params, select, 'vera')
   shapes = [matrix_sides(p, w, 'vera') for p, w in tree.named_weights(params) if p in chosen]
-  most_in, most_out = (max(shape[side] for shape in shapes) for side in (1, 2))
+  most_in = max(inputs for _, inputs, _ in shapes)
+  most_out = max(outputs for _, _, outputs in shapes)
   keys = jax.random.split(key)
-  a = jax.random.randint(keys[0], (most_in, rank), -_MOST, _MOST + 1, jnp.int8)
-  b = jax.random.randint(keys[1], (rank, most_out), -_MOST, _MOST + 1, jnp.int8)
-  scale = 6 / (most_in * rank) ** 0.5 / _MOST**2  # the bounds are sqrt(6 / in) and sqrt(6 / R)
+  a = jax.random.randint(keys[0], (most_in, rank), -MOST, MOST + 1, jnp.int8)
+  b = jax.random.randint(keys[1], (rank, most_out), -MOST, MOST + 1, jnp.int8)
+  scale = 6 / (most_in * rank) ** 0.5 / MOST**2  # the bounds are sqrt(6 / in) and sqrt(6 / R)
 
   def make(path: str, weight: Any, d_initial: float) -> VeRA:
-    lead, inputs, outputs = matrix_sides(path, weight, 'vera')
+    lead, _, outputs = matrix_sides(path, weight, 'vera')
     if not 0 < d_initial < float('inf'):
       raise InputError(f'vera: d_initial is {d_initial}; it must be a positive number')
-    return VeRA(
-      base=weight,
-      a=jnp.broadcast_to(a[:inputs], (*lead, inputs, rank)),
-      b=jnp.broadcast_to(b[:, :outputs], (*lead, rank, outputs)),
-      lambda_d=jnp.full((*lead, rank), d_initial, jnp.float32),
-      lambda_b=jnp.zeros((*lead, outputs)),
-      scale=jnp.full(lead, scale, jnp.float32),
-    )
+    lambda_d = jnp.full((*lead, rank), d_initial, jnp.float32)
+    return vera_leaf(weight, a, b, scale, lambda_d, jnp.zeros((*lead, outputs)))
 
   return wrap(params, select, 'vera', make, 'lambda_[bd]', also, d_initial=d_initial)

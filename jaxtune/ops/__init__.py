@@ -7,7 +7,6 @@ from jaxtune.ops.rope import Rope, Table, rope_table, rotate
 from jaxtune.ops.weight import (
   affine,
   axes,
-  bias_path,
   dot,
   dot_transposed,
   materialize,
@@ -25,7 +24,6 @@ __all__ = [
   'attention',
   'attention_bias',
   'axes',
-  'bias_path',
   'chunked_cross_entropy',
   'cross_entropy',
   'dot',
