@@ -19,9 +19,11 @@ from jaxtune.adapt.adapted import (
   wrap,
 )
 from jaxtune.adapt.averages import interpolate, soup
+from jaxtune.adapt.bottleneck import Bottleneck, bottleneck
 from jaxtune.adapt.dora import DoRA, dora
 from jaxtune.adapt.eva import eva
 from jaxtune.adapt.input_lora import InputLoRA
+from jaxtune.adapt.layers import last_layers, unfreeze_gradually
 from jaxtune.adapt.lora import DroppedLoRA, LoRA, lora, with_key
 from jaxtune.adapt.lora_starts import Residual
 from jaxtune.adapt.merge import base_of, merge
@@ -29,12 +31,25 @@ from jaxtune.adapt.merge_adapters import merge_adapters
 from jaxtune.adapt.partial import bitfit, freeze, full, norms, probe
 from jaxtune.adapt.quantize import Quantized, quantize, quantize_matrix
 from jaxtune.adapt.task_vectors import TaskVector, apply_task_vectors, merge_tensors, task_vector
+from jaxtune.adapt.tokens import TrainableTokens, trainable_tokens
 from jaxtune.adapt.toward_base import Penalty, ewc, fisher, l2_sp, with_start, without_start
 from jaxtune.adapt.unmerge import merge_difference, unmerge
 from jaxtune.typing import InputError, Key, Params
 
 METHODS: dict[str, Callable[..., Adapted]] = {
-  method.__name__: method for method in (full, freeze, probe, bitfit, norms, lora, dora)
+  method.__name__: method
+  for method in (
+    full,
+    freeze,
+    probe,
+    bitfit,
+    norms,
+    lora,
+    dora,
+    bottleneck,
+    trainable_tokens,
+    last_layers,
+  )
 }
 
 
@@ -69,6 +84,7 @@ __all__ = [
   'LINEAR',
   'METHODS',
   'Adapted',
+  'Bottleneck',
   'DoRA',
   'DroppedLoRA',
   'InputLoRA',
@@ -77,9 +93,11 @@ __all__ = [
   'Quantized',
   'Residual',
   'TaskVector',
+  'TrainableTokens',
   'apply_task_vectors',
   'base_of',
   'bitfit',
+  'bottleneck',
   'create',
   'dora',
   'eva',
@@ -90,6 +108,7 @@ __all__ = [
   'interpolate',
   'is_adapter',
   'l2_sp',
+  'last_layers',
   'lora',
   'merge',
   'merge_adapters',
@@ -106,6 +125,8 @@ __all__ = [
   'task_vector',
   'train_also',
   'trainable',
+  'trainable_tokens',
+  'unfreeze_gradually',
   'unmerge',
   'with_key',
   'with_start',

@@ -10,6 +10,7 @@ from jaxtune.models.generate import Generated, Piece, check_prompts, generate, s
 from jaxtune.models.own import from_linen, from_nnx
 from jaxtune.models.pooling import embed
 from jaxtune.models.query_key import query_key_maxima
+from jaxtune.models.resize import resize
 from jaxtune.models.sample import Sampling, sample
 from jaxtune.models.spec import ModelSpec
 from jaxtune.models.vision import VisionConfig, pool_image, vision
@@ -41,6 +42,7 @@ __all__ = [
   'generate',
   'pool_image',
   'query_key_maxima',
+  'resize',
   'sample',
   'shift_right',
   'stream',

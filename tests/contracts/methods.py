@@ -24,6 +24,7 @@ class Method:
     trains: regular expression that the paths of all its trained leaves match, the head's aside.
     identity: whether the first forward pass is the base model's.
     merges: whether `adapt.merge` gives plain parameters that compute the same.
+    cuts: whether it cuts the stack, so that paths are not those of the base.
     own: whether it works on a user's own module, whose weights end in `kernel`.
     decoder: whether the decoder of the contract, which has no biases, can take it.
     method: its name in `adapt.METHODS`, where the row has another: `lora_pissa` is `lora`.
@@ -34,6 +35,7 @@ class Method:
   trains: str
   identity: bool = True
   merges: bool = True
+  cuts: bool = False
   own: bool = True
   decoder: bool = True
   method: str = ''
@@ -61,6 +63,11 @@ METHODS: dict[str, Method] = {
   'loha': Method({'rank': 2}, r'/[ab][12]$'),
   'lokr': Method({'rank': 1, 'decompose_both': True}, r'/w[12](_[ab])?$'),
   'adalora': Method({'rank': 2}, r'/[abe]$'),
+  'trainable_tokens': Method({'tokens': [3, 0]}, r'embed/tokens/rows$', own=False),
+  'bottleneck': Method({'width': 2}, r'/(down|up)$', merges=False, own=False),
+  'last_layers': Method(
+    {'layers': 1}, r'/(1-1|5-5)/|^((encoder_|decoder_)?norm|pooler)/', own=False, cuts=True
+  ),
   'ia3': Method({}, r'/l$'),
   'vera': Method({'rank': 4}, r'/lambda_[bd]$'),
 }

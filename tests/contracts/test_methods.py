@@ -77,7 +77,7 @@ def test_a_gradient_reaches_all_of_it_and_merging_changes_nothing(method, kind):
   assert all(re.search(r'embed/(positions|types|tokens)|pooler', path) for path in missing), missing
   if row.merges:
     merged = adapt.merge(tree.combine(trainable, frozen))
-    assert tree.paths(merged) == tree.paths(params_of(made))
+    assert row.cuts or tree.paths(merged) == tree.paths(params_of(made))
     want = np.asarray(jax.jit(out)(trainable))
     scale = max(1.0, np.abs(want).max())
     np.testing.assert_allclose(jax.jit(made.apply)(merged), want, atol=1e-5 * scale)
