@@ -36,8 +36,8 @@ def merge_adapters(
     sum of the ranks.
   - svd: the matrix of `rank` nearest to that sum (Eckart & Young 1936), from the factors alone.
   - ties_svd, dare_linear_svd, dare_ties_svd, magnitude_prune_svd: the products themselves are
-    merged as task vectors (`merge_tensors`), and the nearest matrix of `rank` taken. Of one layer at a
-    time the dense product of each adapter is held.
+    merged as task vectors (`merge_tensors`), and the nearest matrix of `rank` taken. The dense
+    products of one layer at a time are held.
   - linear, ties, dare_linear, dare_ties, magnitude_prune: the A are merged with each other with the
     weights `sign(c_i) sqrt(|c_i|)`, and the B with `sqrt(|c_i|)`. Cheap, and of the same rank, but
     with cross terms `A_1 B_2`: rough unless the adapters come from one another.

@@ -3,6 +3,7 @@
 import csv
 import io
 import json
+import re
 
 import jax
 import numpy as np
@@ -79,8 +80,10 @@ def test_a_run_starts_from_the_adapter_of_another(configure, finished):
   np.testing.assert_array_equal(job.model.apply(job.params, tokens, mask), outputs(run))
   trained = jt.adapt.trainable(job.params)[0]
   assert trained['head']['dense'] is not None
-  assert jt.tree.count(trained) == jt.tree.count(jt.adapt.trainable(build.job(configure()).params)[0])
-  with pytest.raises(InputError, match=r"tells 2 labels apart \(bad, good\), but the data has 1.5"):
+  assert jt.tree.count(trained) == jt.tree.count(
+    jt.adapt.trainable(build.job(configure()).params)[0]
+  )
+  with pytest.raises(InputError, match=r'tells 2 labels apart \(bad, good\), but the data has 1.5'):
     build.job(configure(values=values | {'data.label': 'stars'}))
 
 
@@ -120,8 +123,14 @@ def test_runs_and_opens_again(name, job, trained_steps, command, capsys):
 
 
 @pytest.mark.parametrize('name', ['classification full', 'regression lora', 'pairs lora'])
-def test_merged_folder_gives_the_same_outputs(name, job, command, tmp_path):
-  assert command('export', workdir=job(name), folder=tmp_path / 'merged') == 0
+def test_merged_folder_gives_the_same_outputs(name, job, command, tmp_path, capsys):
+  folder = job(name)
+  capsys.readouterr()
+  assert command('export', workdir=folder, folder=tmp_path / 'merged') == 0
+  last = capsys.readouterr().out.splitlines()[-1]
+  found = re.match(r'largest logit difference (\S+) \(logits up to (\S+)\)', last)
+  assert bool(found) == ('lora' in name)
+  assert not found or float(found[1]) <= 1e-5 * max(1, float(found[2]))
   run = tuned.open_run(str(job(name)))
   model, params = jt.interop.load(tmp_path / 'merged')
   tokens = np.arange(24, dtype=np.int32).reshape(2, 12) + 5
