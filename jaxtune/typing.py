@@ -24,8 +24,9 @@ class InputError(ValueError):
 class Weight(Protocol):
   """A leaf that stands for one matrix `[in, out]` and knows how to multiply with it.
 
-  Its first field has the weight's own shape, and every field, a scalar scale included, carries the
-  weight's leading axes, so that stacks of layers scan and lanes vmap over it as over an array.
+  Its first field has the weight's own shape (packed codes aside), and every field, a scalar scale
+  included, carries the weight's leading axes, so that stacks of layers scan and lanes vmap over it
+  as over an array.
   """
 
   @property

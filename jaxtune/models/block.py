@@ -17,7 +17,7 @@ from jax import lax
 
 from jaxtune import ops
 from jaxtune.models import stack
-from jaxtune.models.layers import LayerNorm, RMSNorm, activation, apply, dropout
+from jaxtune.models.layers import LayerNorm, RMSNorm, activation, apply, dropout, matrix
 from jaxtune.typing import Key, Params
 
 
@@ -200,13 +200,9 @@ def block(config: BlockConfig, params: Params, causal: bool) -> 'Block':
   return Block(config, causal, 'attn_norm' in params, 'experts' in params)
 
 
-def _normal(config: BlockConfig):
-  return nn.initializers.normal(config.init_scale)
-
-
 def _dense(module: Any, name: str, x: jax.Array, size: int, biased: bool) -> jax.Array:
   """`x W`, plus a bias, with the module's own parameters."""
-  weight = module.param(name, _normal(module.config), (x.shape[-1], size))
+  weight = matrix(module, name, module.config.init_scale, x.shape[-1], size)
   bias = module.param(f'{name}_bias', nn.initializers.zeros, (size,)) if biased else None
   return ops.affine(x, weight, bias)
 
@@ -303,7 +299,7 @@ class Router(nn.Module):
   @nn.compact
   def __call__(self, x: jax.Array) -> tuple[jax.Array, jax.Array]:
     c = self.config
-    scores = ops.dot(x, self.param('dense', _normal(c), (c.width, c.experts)))
+    scores = ops.dot(x, matrix(self, 'dense', c.init_scale, c.width, c.experts))
     gates, chosen = lax.top_k(
       jax.nn.softmax(scores.astype(jnp.float32), axis=-1), c.experts_per_token
     )
@@ -331,7 +327,7 @@ class Experts(nn.Module):
       'up': (c.width, c.expert_hidden),
       'down': (c.expert_hidden, c.width),
     }
-    experts = {n: self.param(n, _normal(c), (c.experts, *size)) for n, size in shapes.items()}
+    experts = {n: matrix(self, n, c.init_scale, c.experts, *size) for n, size in shapes.items()}
 
     def expert(params: Params, y: jax.Array) -> jax.Array:
       return ops.dot(act(ops.dot(y, params['gate'])) * ops.dot(y, params['up']), params['down'])

@@ -16,7 +16,7 @@ import jax.numpy as jnp
 from jaxtune import ops
 from jaxtune.models import block, stack
 from jaxtune.models.block import BlockConfig, View
-from jaxtune.models.layers import activation, add_bias, apply, dense
+from jaxtune.models.layers import activation, add_bias, apply, dense, matrix
 from jaxtune.models.pooling import pool
 from jaxtune.models.spec import ModelSpec, Task, init_head
 from jaxtune.typing import InputError, Key, Params
@@ -124,7 +124,7 @@ class Embed(nn.Module):
     c = self.config
 
     def table(name: str, rows: int) -> jax.Array:
-      return self.param(name, nn.initializers.normal(c.init_scale), (rows, c.width))
+      return matrix(self, name, c.init_scale, rows, c.width)
 
     x = ops.take(table('tokens', c.vocabulary), tokens)
     if c.learned_positions:

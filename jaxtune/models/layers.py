@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxtune import ops
-from jaxtune.typing import InputError, Key, Params
+from jaxtune.typing import InputError, Key, Params, is_weight
 
 ACTIVATIONS: dict[str, Callable[[jax.Array], jax.Array]] = {
   'gelu': lambda x: jax.nn.gelu(x, approximate=False),
@@ -32,6 +32,16 @@ def activation(name: str) -> Callable[[jax.Array], jax.Array]:
 def apply(module: nn.Module, params: Params, *inputs: Any) -> Any:
   """The module's output under these parameters; any of them may be a weight leaf."""
   return module.apply({'params': params}, *inputs)
+
+
+def matrix(module: nn.Module, name: str, std: float, *shape: int) -> Any:
+  """A matrix of the module's own: an array, fresh from a normal distribution, or a weight leaf."""
+  if module.has_variable('params', name):
+    held = module.get_variable('params', name)
+    # Of a leaf Flax would compare the first field's shape, and codes may be packed.
+    if is_weight(held) and held.shape == shape:
+      return held
+  return module.param(name, nn.initializers.normal(std), shape)
 
 
 def add_bias(x: jax.Array, bias: jax.Array) -> jax.Array:

@@ -27,7 +27,7 @@ def param_shardings(
   Args:
     mesh: from `mesh`.
     params: arrays or their shapes.
-    axes: `model.axes(params)`.
+    axes: `model.axes(params)`. A name that ends in `?` is cut only where the mesh axis divides it.
     table: logical name to mesh axis, `FSDP` by default.
 
   Raises:
@@ -38,8 +38,10 @@ def param_shardings(
   def one(path: Any, leaf: Any, names: tuple[str | None, ...]) -> NamedSharding:
     spec: list[str | None] = [None] * len(leaf.shape)
     for index, name in enumerate(names):
-      axis = table.get(name) if name else None
+      axis = table.get(name.removesuffix('?')) if name else None
       if axis and axis not in spec and mesh.shape[axis] > 1:
+        if name.endswith('?') and leaf.shape[index] % mesh.shape[axis]:
+          continue
         if leaf.shape[index] % mesh.shape[axis]:
           raise InputError(
             f'{tree.path_name(path)}: axis {name!r} has {leaf.shape[index]} entries, which '
