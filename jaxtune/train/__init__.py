@@ -2,6 +2,14 @@
 
 from jaxtune.train.checkpoint import Restored, best, open_checkpoints, restore, save
 from jaxtune.train.evaluate import evaluate
+from jaxtune.train.features import (
+  FeatureBatches,
+  cache_features,
+  feature_batches,
+  feature_eval_batches,
+  head_only,
+  trains_head_alone,
+)
 from jaxtune.train.loop import fit
 from jaxtune.train.program import Program, prepare
 from jaxtune.train.state import State, init_state
@@ -9,13 +17,18 @@ from jaxtune.train.step import Arguments, Step, make_evaluation, make_step
 
 __all__ = [
   'Arguments',
+  'FeatureBatches',
   'Program',
   'Restored',
   'State',
   'Step',
   'best',
+  'cache_features',
   'evaluate',
+  'feature_batches',
+  'feature_eval_batches',
   'fit',
+  'head_only',
   'init_state',
   'make_evaluation',
   'make_step',
@@ -23,4 +36,5 @@ __all__ = [
   'prepare',
   'restore',
   'save',
+  'trains_head_alone',
 ]
