@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import lax
 
 from jaxtune import ops
@@ -60,6 +61,18 @@ class Residual:
     return Residual(ops.axes(self.base, names), a0, b0)  # type: ignore[arg-type]
 
 
+def since_start(leaf: Any) -> tuple[np.ndarray, np.ndarray]:
+  """Factors `[in, r]`, `[r, out]` of what an adapter adds to the weight as it was: `r = 2 R` where
+  its start took something out of that, and B zero where nothing has been trained since."""
+  a, b = np.asarray(leaf.a), np.asarray(leaf.b)
+  if not isinstance(leaf.base, Residual):
+    return a, b
+  a0, b0 = np.asarray(leaf.base.a0), np.asarray(leaf.base.b0)
+  if np.array_equal(a, a0) and np.array_equal(b, b0):
+    return a, np.zeros_like(b)
+  return np.concatenate([a, a0], -1), np.concatenate([b, -b0], -2)
+
+
 class Start(NamedTuple):
   """The base and the two factors of a fresh adapter."""
 
@@ -75,7 +88,9 @@ def check_start(start: str, path: str, weight: Any) -> None:
       "lora: start 'eva' needs data; call params = adapt.eva(key, params, objective, batches) on "
       'what lora returns'
     )
-  if not re.fullmatch(r'kaiming|gaussian|pissa(_niter_\d+)?|olora|loftq(_(nf4|int4|int8))?', start):
+  if not re.fullmatch(
+    r'kaiming|gaussian|pissa(_niter_\d+)?|olora|loftq(_(nf4|int4|int8))?', str(start)
+  ):
     raise InputError(f'lora: start is {start!r}; known: {STARTS}')
   if start not in ('kaiming', 'gaussian') and is_weight(weight):
     raise InputError(

@@ -15,8 +15,9 @@ from typing import Any
 import numpy as np
 
 from jaxtune import ops, tree
-from jaxtune.adapt import DoRA, DroppedLoRA, LoRA, Residual
+from jaxtune.adapt import DoRA, DroppedLoRA, LoRA
 from jaxtune.adapt.dora import dora_leaf
+from jaxtune.adapt.lora_starts import since_start
 from jaxtune.interop.peft.format import PREFIX, Export, Format, Import, Written, plain
 from jaxtune.interop.peft.lora_embedding import embedding_tensors, read_embeddings
 from jaxtune.interop.peft.modules import Module
@@ -33,12 +34,12 @@ def _joined(module: Module, leaves: list[Any]) -> tuple[np.ndarray, np.ndarray, 
   block for each, and their scales in B.
   """
   if module.weight[0].row.part is None:
-    a, b = _factors(leaves[0])
+    a, b = since_start(leaves[0])
     return a.T, b.T, float(leaves[0].scale)
   parts = [piece.row.part for piece in module.weight if piece.row.part is not None]
   total = sum(map(len, parts))
   adapters = [(rows, leaf) for rows, leaf in zip(parts, leaves, strict=True) if _is(leaf)]
-  factors = [_factors(leaf) for _, leaf in adapters]
+  factors = [since_start(leaf) for _, leaf in adapters]
   b, start = np.zeros((total, sum(len(own) for _, own in factors)), np.float32), 0
   for (rows, leaf), (_, own) in zip(adapters, factors, strict=True):
     stop = start + len(own)
@@ -62,17 +63,6 @@ def _lengths(module: Module, leaves: list[Any]) -> np.ndarray:
   for rows, leaf in zip(parts, leaves, strict=True):
     lengths[rows] = own(leaf)
   return lengths
-
-
-def _factors(leaf: LoRA | DoRA) -> tuple[np.ndarray, np.ndarray]:
-  """`(A [in, r], B [r, out])` to the base as it was before the start."""
-  a, b = np.asarray(leaf.a), np.asarray(leaf.b)
-  if not isinstance(leaf.base, Residual):
-    return a, b
-  a0, b0 = np.asarray(leaf.base.a0), np.asarray(leaf.base.b0)
-  if np.array_equal(a, a0) and np.array_equal(b, b0):
-    return a, np.zeros_like(b)  # not trained, which the save has to see
-  return np.concatenate([a, a0], 1), np.concatenate([b, -b0])
 
 
 def _alpha(scale: float, rank: int) -> int | float:
@@ -106,7 +96,7 @@ def _write(export: Export) -> Written:
       found = embedding_tensors(export, module, leaves[0], dora)
       for owner, own in found.items():
         tensors |= own
-        ranks[owner] = leaves[0].a.shape[-1]
+        ranks[owner] = since_start(leaves[0])[0].shape[-1]
         alphas[owner] = _alpha(float(leaves[0].scale), ranks[owner])
       tied = tied or len(found) > 1
       continue

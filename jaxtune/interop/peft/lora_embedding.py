@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from jaxtune.adapt import DoRA, InputLoRA, LoRA
+from jaxtune.adapt.lora_starts import since_start
 from jaxtune.interop.families import family_of
 from jaxtune.interop.names import bare_name, full_name
 from jaxtune.interop.peft.format import PREFIX, Export, Import
@@ -49,7 +50,7 @@ def embedding_tensors(
       f'{path!r} is shared by encoder and decoder, and PEFT would adapt it in neither; write the '
       'whole model with save_hf'
     )
-  a, b = np.asarray(leaf.a), np.asarray(leaf.b)
+  a, b = since_start(leaf)
   name = f'{PREFIX}{module.name}'
   found = {module.name: {f'{name}.lora_embedding_A': a.T, f'{name}.lora_embedding_B': b.T}}
   head = _tied_head(export.model, export.params).removesuffix('.weight')
