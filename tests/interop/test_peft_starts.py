@@ -11,7 +11,7 @@ from jaxtune import adapt, interop, tree
 from jaxtune.typing import InputError
 
 KEY = jax.random.key(2)
-SELECT = (('attn/q$', {'rank': 3}), ('(attn/o|mlp/up)$', True), ('', False))
+SELECT = (('attn/q$', {'rank': 3}), ('(attn/o|mlp/up|embed/tokens)$', True), ('', False))
 
 
 def moved(params, size=0.1):
