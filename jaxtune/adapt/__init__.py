@@ -7,6 +7,7 @@ import inspect
 from collections.abc import Callable
 from typing import Any
 
+from jaxtune.adapt.adalora import AdaLoRA, Budget, adalora, orthogonality
 from jaxtune.adapt.adapted import (
   HEAD,
   LINEAR,
@@ -24,15 +25,19 @@ from jaxtune.adapt.dora import DoRA, dora
 from jaxtune.adapt.eva import eva
 from jaxtune.adapt.input_lora import InputLoRA
 from jaxtune.adapt.layers import last_layers, unfreeze_gradually
+from jaxtune.adapt.loha import LoHa, loha
+from jaxtune.adapt.lokr import LoKr, lokr
 from jaxtune.adapt.lora import DroppedLoRA, LoRA, lora, with_key
 from jaxtune.adapt.lora_starts import Residual
 from jaxtune.adapt.merge import base_of, merge
 from jaxtune.adapt.merge_adapters import merge_adapters
 from jaxtune.adapt.partial import bitfit, freeze, full, norms, probe
 from jaxtune.adapt.quantize import Quantized, quantize, quantize_matrix
+from jaxtune.adapt.rank_budget import adalora_budget
 from jaxtune.adapt.task_vectors import TaskVector, apply_task_vectors, merge_tensors, task_vector
 from jaxtune.adapt.tokens import TrainableTokens, trainable_tokens
 from jaxtune.adapt.toward_base import Penalty, ewc, fisher, l2_sp, with_start, without_start
+from jaxtune.adapt.training import training_penalty, wrap_optimizer
 from jaxtune.adapt.unmerge import merge_difference, unmerge
 from jaxtune.typing import InputError, Key, Params
 
@@ -46,6 +51,9 @@ METHODS: dict[str, Callable[..., Adapted]] = {
     norms,
     lora,
     dora,
+    loha,
+    lokr,
+    adalora,
     bottleneck,
     trainable_tokens,
     last_layers,
@@ -83,17 +91,23 @@ __all__ = [
   'HEAD',
   'LINEAR',
   'METHODS',
+  'AdaLoRA',
   'Adapted',
   'Bottleneck',
+  'Budget',
   'DoRA',
   'DroppedLoRA',
   'InputLoRA',
+  'LoHa',
+  'LoKr',
   'LoRA',
   'Penalty',
   'Quantized',
   'Residual',
   'TaskVector',
   'TrainableTokens',
+  'adalora',
+  'adalora_budget',
   'apply_task_vectors',
   'base_of',
   'bitfit',
@@ -109,6 +123,8 @@ __all__ = [
   'is_adapter',
   'l2_sp',
   'last_layers',
+  'loha',
+  'lokr',
   'lora',
   'merge',
   'merge_adapters',
@@ -116,6 +132,7 @@ __all__ = [
   'merge_tensors',
   'norms',
   'options_of',
+  'orthogonality',
   'probe',
   'quantize',
   'quantize_matrix',
@@ -126,10 +143,12 @@ __all__ = [
   'train_also',
   'trainable',
   'trainable_tokens',
+  'training_penalty',
   'unfreeze_gradually',
   'unmerge',
   'with_key',
   'with_start',
   'without_start',
   'wrap',
+  'wrap_optimizer',
 ]

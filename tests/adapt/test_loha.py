@@ -1,0 +1,92 @@
+"""LoHa leaves: the entrywise product of two thin products, wherever a weight is used."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from jaxtune import adapt, ops
+from jaxtune.typing import InputError
+
+L, IN, OUT, R = 2, 6, 5, 2
+KEY = jax.random.key(0)
+
+
+def leaf(lead=(), base=None, seed=0):
+  rng = np.random.default_rng(seed)
+
+  def normal(*shape):
+    return jnp.asarray(rng.normal(size=(*lead, *shape)), jnp.float32)
+
+  sides = [normal(IN, R), normal(R, OUT), normal(IN, R), normal(R, OUT)]
+  return adapt.LoHa(normal(IN, OUT) if base is None else base, *sides, normal() + 2)
+
+
+def dense(w):
+  base = dense(w.base) if isinstance(w.base, adapt.LoHa) else np.float64(w.base)
+  a1, b1, a2, b2 = map(np.float64, (w.a1, w.b1, w.a2, w.b2))
+  return base + np.float64(w.scale)[..., None, None] * ((a1 @ b1) * (a2 @ b2))
+
+
+@pytest.mark.parametrize('nested', [False, True])
+def test_products_are_those_of_the_dense_matrices(nested):
+  """Also in a stack, of which scan takes one layer after the other."""
+  w = leaf((L,), leaf((L,), seed=1) if nested else None)
+  matrices = dense(w)
+  rng = np.random.default_rng(9)
+  x, y = (np.float32(rng.normal(size=(2, 4, n))) for n in (IN, OUT))
+  ids = rng.integers(0, IN, (2, 4))
+
+  @jax.jit
+  def products(w):
+    each = jax.lax.scan(
+      lambda _, w: (None, (ops.dot(x, w), ops.dot_transposed(y, w), ops.take(w, ids))), None, w
+    )[1]
+    return *each, ops.materialize(w)
+
+  turned = np.einsum('bto,lio->lbti', y, matrices)
+  want = np.einsum('bti,lio->lbto', x, matrices), turned, matrices[:, ids], matrices
+  for a, b in zip(products(w), want, strict=True):
+    np.testing.assert_allclose(a, b, atol=1e-4)
+  assert w.shape == matrices.shape
+
+
+def test_the_update_has_the_square_of_the_rank():
+  w = leaf()
+  values = np.linalg.svd(dense(w) - np.float64(w.base), compute_uv=False)
+  assert (values > 1e-6).sum() == R * R
+
+
+def test_nothing_of_the_matrixs_size_is_kept_for_the_backward_pass():
+  w, x = leaf(), jnp.ones((4, IN))
+  _, back = jax.vjp(lambda a1, x: ops.dot(x, adapt.LoHa(w.base, a1, w.b1, w.a2, w.b2, w.scale)),
+                    w.a1, x)  # fmt: skip
+  kept = [leaf for leaf in jax.tree.leaves(back) if getattr(leaf, 'shape', ()) == (IN, OUT)]
+  assert len(kept) <= 1  # the base, for the gradient of x
+
+
+def test_bfloat16_stays():
+  w, x = leaf(base=leaf().base.astype(jnp.bfloat16)), jnp.ones((4, IN), jnp.bfloat16)
+  assert ops.dot(x, w).dtype == ops.materialize(w).dtype == jnp.bfloat16
+  assert ops.take(w, np.arange(3)).dtype == jnp.bfloat16
+
+
+def test_starts_as_the_base_and_trains_four_factors():
+  params = {'attn': {'q': jnp.ones((L, 16, 4))}, 'head': {'dense': jnp.ones((4, 4))}}
+  adapted = adapt.loha(KEY, params, R, alpha=6, select='attn/')
+  q = adapted['attn']['q']
+  np.testing.assert_array_equal(ops.materialize(q), params['attn']['q'])
+  assert (q.scale == 3).all() and not q.a2.any()
+  for field, bound in ((q.a1, 16**-0.5), (q.b1, R**-0.5), (q.b2, R**-0.5)):
+    assert 0.7 * bound < np.abs(field).max() <= bound
+  trained = adapt.trainable(adapted)[0]
+  assert [x.shape for x in jax.tree.leaves(trained['attn'])] == [(L, 16, R), (L, R, 4)] * 2
+  assert trained['head']['dense'] is not None
+
+
+def test_bad_input():
+  params = {'attn': {'q': jnp.ones((4, 4))}}
+  with pytest.raises(InputError, match='loha: rank is 5, but .*attn/q. is a 4x4'):
+    adapt.loha(KEY, params, 5)
+  with pytest.raises(InputError, match='loha: alpha is -1'):
+    adapt.loha(KEY, params, 1, alpha=-1)
