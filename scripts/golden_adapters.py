@@ -76,6 +76,17 @@ class Adapter(NamedTuple):
   prepare: Callable[[Any], None] | None = None
 
 
+def settle(adapted: Any) -> None:
+  """Takes triplets from an AdaLoRA, of which PEFT saves a module without any too."""
+  kept = {
+    f'model.layers.{layer}.{module}.lora_E.default': [layer == 0, False, module == 'mlp.up_proj']
+    for layer in range(2)
+    for module in ('self_attn.q_proj', 'mlp.up_proj')
+  }
+  adapted.peft_config['default'].rank_pattern = kept
+  adapted.base_model.resize_modules_by_rank_pattern(kept, 'default')
+
+
 CONFIGS: dict[str, Adapter] = {
   'lora': Adapter('bert', 'LoraConfig', {'r': 2, 'target_modules': ['query', 'value']}),
   'lora_patterns': Adapter(
@@ -111,6 +122,42 @@ CONFIGS: dict[str, Adapter] = {
   ),
   'bias_lora_only': Adapter(
     'bert', 'LoraConfig', {'r': 1, 'target_modules': ['value', 'query'], 'bias': 'lora_only'}
+  ),
+  'loha': Adapter(
+    'llama',
+    'LoHaConfig',
+    {
+      'r': 2,
+      'alpha': 3,
+      'target_modules': ['q_proj', 'down_proj'],
+      'rank_pattern': {'layers.1.self_attn.q_proj': 3},
+    },
+  ),
+  'lokr': Adapter(
+    'llama',
+    'LoKrConfig',
+    {
+      'r': 1,
+      'target_modules': ['q_proj', 'v_proj', 'up_proj'],
+      'rank_pattern': {r'layers\.1\..*v_proj': 4},
+      'alpha_pattern': {'up_proj': 3},
+    },
+    noise=0.5,
+  ),
+  'lokr_both': Adapter(
+    'bert',
+    'LoKrConfig',
+    {'r': 1, 'alpha': 2, 'target_modules': r'.*(query|dense)', 'decompose_both': True},
+    noise=0.5,
+  ),
+  'adalora': Adapter(
+    'bert', 'AdaLoraConfig', {'init_r': 3, 'total_step': 9, 'target_modules': ['query', 'value']}
+  ),
+  'adalora_settled': Adapter(
+    'llama',
+    'AdaLoraConfig',
+    {'init_r': 3, 'total_step': 9, 'lora_alpha': 4, 'target_modules': ['q_proj', 'up_proj']},
+    prepare=settle,
   ),
 }
 

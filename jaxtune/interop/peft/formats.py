@@ -1,7 +1,10 @@
 """The kinds of adapters that PEFT has a format for."""
 
+from jaxtune.interop.peft.adalora import ADALORA
 from jaxtune.interop.peft.ia3 import IA3_FORMAT
+from jaxtune.interop.peft.loha import LOHA
+from jaxtune.interop.peft.lokr import LOKR
 from jaxtune.interop.peft.lora import LORA
 from jaxtune.interop.peft.vera import VERA
 
-FORMATS = (LORA, IA3_FORMAT, VERA)
+FORMATS = (LORA, LOHA, LOKR, ADALORA, IA3_FORMAT, VERA)
