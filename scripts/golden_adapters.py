@@ -159,6 +159,8 @@ CONFIGS: dict[str, Adapter] = {
     {'init_r': 3, 'total_step': 9, 'lora_alpha': 4, 'target_modules': ['q_proj', 'up_proj']},
     prepare=settle,
   ),
+  'ia3': Adapter('bert', 'IA3Config', {}),
+  'vera': Adapter('llama', 'VeraConfig', {'r': 6, 'target_modules': 'all-linear'}),
 }
 
 

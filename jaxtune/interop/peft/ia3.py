@@ -18,13 +18,17 @@ def _is(leaf: Any) -> bool:
   return isinstance(leaf, IA3)
 
 
+def _obstacle(module: Module) -> str | None:
+  if module.weight[0].path.startswith('embed/'):
+    return f'{module.name} is an embedding, for which PEFT has no IA3'
+  return None
+
+
 def _vector(module: Module, leaves: list[Any]) -> np.ndarray:
   """`l` of a module as PEFT has it: one for all parts of a fused tensor."""
-  if module.weight[0].path.startswith('embed/'):
-    raise InputError(
-      f'{module.name} is an embedding, for which PEFT has no IA3; write the whole model with '
-      'save_hf'
-    )
+  reason = _obstacle(module)
+  if reason:
+    raise InputError(f'{reason}; write the whole model with save_hf')
   adapted = [leaf for leaf in leaves if _is(leaf)]
   if any(leaf.inside for leaf in adapted):
     first = adapted[0]
@@ -103,6 +107,7 @@ IA3_FORMAT = Format(
   write=_write,
   read=_read,
   trained=r'/l$',
+  obstacle=_obstacle,
   moves=lambda name, values: name.endswith(_KIND) and bool((values != 1).any()),
   known=frozenset('fan_in_fan_out feedforward_modules init_ia3_weights'.split()),
 )

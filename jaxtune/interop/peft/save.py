@@ -107,7 +107,7 @@ def adapter_obstacle(model: ModelSpec, params: Params) -> str | None:
   except InputError as error:
     return str(error).partition(';')[0]
   reasons = (
-    module.obstacle()
+    module.obstacle() or format.obstacle(module)
     for module in modules.values()
     if any(piece.path in held for piece in module.weight)
   )

@@ -23,6 +23,17 @@ def _is(leaf: Any) -> bool:
   return isinstance(leaf, VeRA)
 
 
+def _obstacle(module: Module) -> str | None:
+  if module.weight[0].row.part is not None:
+    return (
+      f'{module.name} holds several of our weights, each with its own lambda_d, and PEFT has one '
+      'for all'
+    )
+  if module.weight[0].path.startswith('embed/'):
+    return f'{module.name} is an embedding, for which PEFT has no VeRA'
+  return None
+
+
 def _pair(adapted: list[tuple[Module, Any]]) -> tuple[np.ndarray, np.ndarray]:
   """`(A [r, most in], B [most out, r])` of which every leaf has slices."""
   _, wide = max(adapted, key=lambda one: one[1].a.shape[0])
@@ -45,16 +56,9 @@ def _pair(adapted: list[tuple[Module, Any]]) -> tuple[np.ndarray, np.ndarray]:
 def _write(export: Export) -> Written:
   adapted = []
   for module, leaves in export.adapted():
-    if module.weight[0].row.part is not None:
-      raise InputError(
-        f'{module.name} holds several of our weights, each with its own lambda_d, and PEFT has one '
-        'for all; write the whole model with save_hf'
-      )
-    if module.weight[0].path.startswith('embed/'):
-      raise InputError(
-        f'{module.name} is an embedding, for which PEFT has no VeRA; write the whole model with '
-        'save_hf'
-      )
+    reason = _obstacle(module)
+    if reason:
+      raise InputError(f'{reason}; write the whole model with save_hf')
     adapted.append((module, leaves[0]))
   a, b = _pair(adapted)
   tensors = {_A: a, _B: b}
@@ -128,6 +132,7 @@ VERA = Format(
   read=_read,
   trained=r'/lambda_[bd]$',
   biases='vera_only',
+  obstacle=_obstacle,
   moves=lambda name, values: name.endswith(_OUT) and bool(values.any()),
   known=frozenset(
     'bias d_initial fan_in_fan_out init_weights layers_pattern projection_prng_key r '
