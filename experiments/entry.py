@@ -1,5 +1,6 @@
 """How every experiment starts and fails: one clear line for what the user can mend."""
 
+import ast
 import contextlib
 import functools
 import os
@@ -7,6 +8,7 @@ import re
 import signal
 import sys
 from collections.abc import Callable, Iterator
+from typing import Any
 
 from absl import app, flags, logging
 
@@ -53,16 +55,37 @@ def fail(message: str) -> int:
 
 def parse(arguments: list[str], check_key: Callable[[str], None] = keys.check_key) -> list[str]:
   """The arguments that are no flags; ends with one line on a flag that cannot be used."""
+  rest, named = [], {}
   try:
     for argument in arguments:
-      if key := re.match(r'--?config\.([^=]+)', argument):
+      key = re.match(r'--?config\.([^=]+)(?:=(.*))?$', argument, re.DOTALL)
+      if key:
         check_key(key[1])
-    return flags.FLAGS(arguments)
+      if key and key[2] is not None and key[1].startswith(keys.FREE):
+        named[key[1]] = literal(key[2])
+      else:
+        rest.append(argument)
+    sys.argv = rest  # where ml_collections looks for the keys that are given
+    left = flags.FLAGS(rest)
+    for name, value in named.items():  # flags exist only for the keys that the file has
+      *parents, last = name.split('.')
+      node = functools.reduce(lambda node, parent: node[parent], parents, flags.FLAGS.config)
+      with node.unlocked():
+        node[last] = value
+    return left
   except (flags.Error, InputError, OSError) as error:
     sys.exit(fail(str(error)))
   except (AttributeError, ImportError, KeyError, SyntaxError, TypeError, ValueError) as error:
     # Raised by a configuration file while it runs, or by a value of the wrong type.
     sys.exit(fail(f'--config: {type(error).__name__}: {error}'))
+
+
+def literal(text: str) -> Any:
+  """A number, a tuple or another Python literal; else the text itself."""
+  try:
+    return ast.literal_eval(text)
+  except (ValueError, SyntaxError):
+    return text
 
 
 @contextlib.contextmanager

@@ -68,6 +68,7 @@ def check(config: Config) -> None:
   for name, known in (('task', TASKS), ('method.name', adapt.METHODS), ('evaluate.score', SCORES)):
     if values[name] not in known:
       raise InputError(f'{name} is {values[name]!r}; choose one of {", ".join(known)}')
+  adapt.check_options(config.method.name, config.method.options)
   if config.train.batch_size % config.train.accumulate:
     raise InputError(
       f'train.accumulate is {config.train.accumulate}, which does not divide '

@@ -4,7 +4,7 @@ Every method is `params = method(key, params, select=..., ...)`; `trainable(para
 """
 
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 from jaxtune.adapt.adalora import AdaLoRA, Budget, adalora, orthogonality
@@ -17,12 +17,14 @@ from jaxtune.adapt.adapted import (
   selected,
   train_also,
   trainable,
+  widened,
   wrap,
 )
 from jaxtune.adapt.averages import interpolate, soup
 from jaxtune.adapt.bottleneck import Bottleneck, bottleneck
 from jaxtune.adapt.dora import DoRA, dora
 from jaxtune.adapt.eva import eva
+from jaxtune.adapt.ia3 import IA3, ia3
 from jaxtune.adapt.input_lora import InputLoRA
 from jaxtune.adapt.layers import last_layers, unfreeze_gradually
 from jaxtune.adapt.loha import LoHa, loha
@@ -31,7 +33,10 @@ from jaxtune.adapt.lora import DroppedLoRA, LoRA, lora, with_key
 from jaxtune.adapt.lora_starts import Residual
 from jaxtune.adapt.merge import base_of, merge
 from jaxtune.adapt.merge_adapters import merge_adapters
+from jaxtune.adapt.p_tuning import EncodedPrompt, p_tuning
 from jaxtune.adapt.partial import bitfit, freeze, full, norms, probe
+from jaxtune.adapt.prefix import prefix
+from jaxtune.adapt.prompt import prompt
 from jaxtune.adapt.quantize import Quantized, quantize, quantize_matrix
 from jaxtune.adapt.rank_budget import adalora_budget
 from jaxtune.adapt.task_vectors import TaskVector, apply_task_vectors, merge_tensors, task_vector
@@ -39,6 +44,7 @@ from jaxtune.adapt.tokens import TrainableTokens, trainable_tokens
 from jaxtune.adapt.toward_base import Penalty, ewc, fisher, l2_sp, with_start, without_start
 from jaxtune.adapt.training import training_penalty, wrap_optimizer
 from jaxtune.adapt.unmerge import merge_difference, unmerge
+from jaxtune.adapt.vera import VeRA, vera
 from jaxtune.typing import InputError, Key, Params
 
 METHODS: dict[str, Callable[..., Adapted]] = {
@@ -55,8 +61,13 @@ METHODS: dict[str, Callable[..., Adapted]] = {
     lokr,
     adalora,
     bottleneck,
+    prompt,
+    p_tuning,
+    prefix,
     trainable_tokens,
     last_layers,
+    ia3,
+    vera,
   )
 }
 
@@ -72,11 +83,11 @@ def options_of(name: str) -> list[str]:
   return list(inspect.signature(METHODS[name]).parameters)[2:]
 
 
-def create(name: str, key: Key, params: Params, **options: Any) -> Adapted:
-  """The method of that name on these parameters.
+def check_options(name: str, options: Iterable[str]) -> None:
+  """Refuses options that the method does not have.
 
   Raises:
-    InputError: no such method, or an option that it does not have.
+    InputError: with those that it has.
   """
   known = options_of(name)
   for option in options:
@@ -84,11 +95,21 @@ def create(name: str, key: Key, params: Params, **options: Any) -> Adapted:
       raise InputError(
         f'the method {name} has no option {option!r}; it has {", ".join(known) or "none"}'
       )
+
+
+def create(name: str, key: Key, params: Params, **options: Any) -> Adapted:
+  """The method of that name on these parameters.
+
+  Raises:
+    InputError: no such method, or an option that it does not have.
+  """
+  check_options(name, options)
   return METHODS[name](key, params, **options)
 
 
 __all__ = [
   'HEAD',
+  'IA3',
   'LINEAR',
   'METHODS',
   'AdaLoRA',
@@ -97,6 +118,7 @@ __all__ = [
   'Budget',
   'DoRA',
   'DroppedLoRA',
+  'EncodedPrompt',
   'InputLoRA',
   'LoHa',
   'LoKr',
@@ -106,12 +128,14 @@ __all__ = [
   'Residual',
   'TaskVector',
   'TrainableTokens',
+  'VeRA',
   'adalora',
   'adalora_budget',
   'apply_task_vectors',
   'base_of',
   'bitfit',
   'bottleneck',
+  'check_options',
   'create',
   'dora',
   'eva',
@@ -119,6 +143,7 @@ __all__ = [
   'fisher',
   'freeze',
   'full',
+  'ia3',
   'interpolate',
   'is_adapter',
   'l2_sp',
@@ -133,7 +158,10 @@ __all__ = [
   'norms',
   'options_of',
   'orthogonality',
+  'p_tuning',
+  'prefix',
   'probe',
+  'prompt',
   'quantize',
   'quantize_matrix',
   'rules_of',
@@ -146,6 +174,8 @@ __all__ = [
   'training_penalty',
   'unfreeze_gradually',
   'unmerge',
+  'vera',
+  'widened',
   'with_key',
   'with_start',
   'without_start',

@@ -20,6 +20,13 @@ def test_a_misspelt_key_is_refused_with_a_suggestion(shell, tmp_path):
   assert not (tmp_path / 'w').exists()
 
 
+def test_options_of_a_method_need_no_key_in_the_file(shell, tmp_path):
+  options = ['--config.method.name=prompt', '--config.method.options.toknes=4']
+  done = shell('finetune', '--config=configs/quickstart.py', f'--workdir={tmp_path}/w', *options)
+  assert_one_line_on_stderr(done)
+  assert "the method prompt has no option 'toknes'; it has tokens, start, also" in done.err
+
+
 def test_help_names_the_flags(shell):
   done = shell('finetune', '--help')
   for flag in ('--config', '--workdir', '--[no]dry_run'):
