@@ -97,6 +97,8 @@ class Family(NamedTuple):
     buffers: of those that follow from the configuration and are left out without a word.
     renamed: `(pattern, replacement)` from other names of tensors (without the prefix) that files
       may have to the table's.
+    live: `(pattern, replacement)` from the table's names to those that transformers 5 has in memory,
+      where they differ; adapters have these.
   """
 
   model_type: str
@@ -108,6 +110,7 @@ class Family(NamedTuple):
   left_out: str = r'(?!)'
   buffers: str = r'(position_ids|rotary_emb\.inv_freq)$'
   renamed: tuple[tuple[str, str], ...] = _OLD_NORMS
+  live: tuple[tuple[str, str], ...] = ()
 
 
 def tensors_of(names: Sequence[Name], path: str, shape: Sequence[int]) -> Tensors:
@@ -151,3 +154,11 @@ def bare_name(family: Family, tensor: str) -> str:
 def full_name(family: Family, task: str, tensor: str) -> str:
   """The name in a file of the class for a task: without the prefix if that is the bare body."""
   return tensor.removeprefix(family.prefix) if task == 'features' else tensor
+
+
+def live_name(family: Family, task: str, tensor: str) -> str:
+  """The name in memory of the class for a task, as adapters have it."""
+  name = full_name(family, task, tensor)
+  for pattern, replacement in family.live:
+    name = re.sub(pattern, replacement, name)
+  return name

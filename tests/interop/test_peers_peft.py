@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from jaxtune import adapt, interop, models, tree
+from tests.interop.families import maker
 
 pytestmark = [pytest.mark.peers, pytest.mark.filterwarnings('ignore')]
 torch = pytest.importorskip('torch')
@@ -183,9 +184,9 @@ def torch_adapter(peer, config, folder, size=0.1):
   torch.manual_seed(1)
   tuned = peft.get_peft_model(peer, config)
   with torch.no_grad():
-    for name, parameter in tuned.named_parameters():
-      if 'lora_B' in name:
-        parameter.normal_(0, size)
+    for parameter in tuned.parameters():
+      if parameter.requires_grad:
+        parameter.add_(size * torch.randn(parameter.shape))
   tuned.save_pretrained(folder)
   return theirs(tuned)
 
@@ -203,6 +204,9 @@ CONFIGS = {
   },
   'one layer': {'r': 4, 'target_modules': ['q_proj', 'up_proj'], 'layers_to_transform': [2]},
   'norm whole': {'r': 4, 'target_modules': ['q_proj', 'up_proj'], 'modules_to_save': ['norm']},
+  'dora': {'r': 4, 'target_modules': r'.*\.(q_proj|down_proj)', 'use_dora': True},
+  'embeddings': {'r': 4, 'target_modules': ['embed_tokens', 'q_proj']},
+  'tied': {'r': 4, 'target_modules': ['embed_tokens'], 'ensure_weight_tying': True},
 }
 
 
@@ -239,10 +243,10 @@ def test_adapter_of_peft_makes_a_bare_encoder_a_classifier(minilm, tmp_path, who
 @pytest.mark.parametrize(
   'fields, word',
   [
-    ({'use_dora': True}, 'use_dora'),
+    ({'use_dora': True, 'target_modules': ['embed_tokens', 'q_proj']}, 'rows DoRA scales'),
     ({'init_lora_weights': 'pissa'}, 'init_lora_weights'),
-    ({'bias': 'lora_only'}, 'bias'),
-    ({'target_modules': ['embed_tokens']}, 'embedding'),
+    ({'target_modules': ['lm_head', 'q_proj']}, 'of lm_head alone'),
+    ({'target_modules': ['lm_head', 'embed_tokens']}, 'differ'),
   ],
 )
 def test_other_arithmetic_of_peft_is_refused(tiny, tmp_path, fields, word):
@@ -262,3 +266,143 @@ def test_our_config_has_no_key_that_peft_warns_about(tiny, tmp_path, recwarn):
   assert not [w for w in recwarn if 'keyword' in str(w.message)]
   assert (config.r, config.lora_alpha) == (4, 32)
   assert jnp.isfinite(tuned['embed']['tokens']).all()
+
+
+BERT = {'vocab_size': 96, 'hidden_size': 32, 'intermediate_size': 48, 'num_hidden_layers': 2}
+BERT |= {'num_attention_heads': 4, 'max_position_embeddings': 32, 'pad_token_id': 0}
+CAUSAL = BERT | {'num_key_value_heads': 2, 'bos_token_id': 1, 'eos_token_id': 2}
+GPT2 = {'vocab_size': 96, 'n_embd': 32, 'n_layer': 2, 'n_head': 4, 'n_positions': 32}
+MODELS = {
+  'llama': ('LlamaForCausalLM', CAUSAL | {'tie_word_embeddings': True}),
+  'untied': ('LlamaForCausalLM', CAUSAL),
+  'bert': ('BertForSequenceClassification', BERT | {'num_labels': 3}),
+  'masked': ('BertForMaskedLM', BERT),
+  'gpt2': ('GPT2LMHeadModel', GPT2 | {'bos_token_id': 1, 'eos_token_id': 2}),
+  'gpt_neox': ('GPTNeoXForCausalLM', {k: v for k, v in CAUSAL.items() if 'value' not in k}),
+  'phi3': ('Phi3ForCausalLM', CAUSAL),
+  'modernbert': ('ModernBertForMaskedLM', BERT),
+}
+KEY = jax.random.key(2)
+
+
+def biased(params):
+  adapted = adapt.lora(KEY, params, 2, select=r'attn/[qkv]$')
+  return adapt.train_also(adapted, ((r'attn/[qkv]_bias$', True),))
+
+
+WAYS = {
+  'lora': lambda params: adapt.lora(KEY, params, 4),
+  'dora': lambda params: adapt.dora(KEY, params, 4),
+  'dora beside lora': lambda params: adapt.dora(
+    KEY, adapt.lora(KEY, params, 2, select=r'(attn/q|mlp/down)$'), 3, select=r'attn/[vo]$'
+  ),
+  'embeddings': lambda params: adapt.lora(
+    KEY, params, 4, select=r'(embed/tokens|attn/q)$', also=None
+  ),
+  'all biases': lambda params: adapt.bitfit(KEY, adapt.lora(KEY, params, 2, select='attn/o$')),
+  'biases': biased,
+}
+PAIRS = [
+  *((model, way) for model in MODELS for way in ('lora', 'dora')),
+  *((model, 'embeddings') for model in ('llama', 'untied', 'bert', 'masked', 'gpt2')),
+  *((model, way) for model in ('bert', 'gpt2') for way in ('all biases', 'biases')),
+  *((model, 'dora beside lora') for model in ('llama', 'bert', 'phi3', 'gpt_neox')),
+]
+
+
+@pytest.fixture(scope='module')
+def make(tmp_path_factory):
+  return maker(tmp_path_factory.mktemp('models'))
+
+
+def trained(adapted, size=0.1):
+  """Every trained leaf as training might have left it."""
+  trainable, frozen = adapt.trainable(adapted)
+  rng = np.random.default_rng(0)
+  moved = jax.tree.map(lambda x: x + np.float32(rng.normal(0, size, x.shape)), trainable)
+  return adapt.Adapted(tree.combine(moved, frozen), adapted.rules)
+
+
+@pytest.mark.parametrize('name, way', PAIRS)
+def test_there_and_back(make, tmp_path, name, way):
+  """Ours in PEFT, and what PEFT saves of that in ours."""
+  kind, fields = MODELS[name]
+  folder, peer, model, params = make(kind, **fields)
+  base = ours(model, params)
+  np.testing.assert_allclose(base, theirs(peer), atol=1e-3)
+  adapted = WAYS[way](params)
+  tuned = trained(adapted)
+  interop.save_peft(tmp_path / 'out', model, tuned, folder)
+  found = peft.PeftModel.from_pretrained(getattr(transformers, kind).from_pretrained(folder),
+                                         tmp_path / 'out')  # fmt: skip
+  agree(base, ours(model, tuned), theirs(found), f'{name}, {way}, ours in PEFT')
+  found.save_pretrained(tmp_path / 'back')
+  again = interop.load_peft(tmp_path / 'back', model, params)
+  agree(base, theirs(found), ours(model, again), f'{name}, {way}, PEFT in ours')
+  paths = {tree.path_name(p) for p, _ in jax.tree.leaves_with_path(adapt.trainable(again)[0])}
+  if way != 'dora beside lora':
+    assert paths >= set(
+      tree.paths(adapt.trainable(adapted)[0])
+    )  # parts of a fused tensor come back together
+
+
+ENCODER_CONFIGS = {
+  'plain': {'target_modules': ['query', 'dense']},
+  'all linear': {'target_modules': 'all-linear'},
+  'dora': {'target_modules': r'.*\.(key|output\.dense)', 'use_dora': True},
+  'embeddings': {'target_modules': ['word_embeddings', 'token_type_embeddings', 'value']},
+  'all biases': {'target_modules': ['query'], 'bias': 'all'},
+  'biases': {'target_modules': ['query', 'dense'], 'bias': 'lora_only'},
+}
+
+
+@pytest.mark.parametrize('name', ENCODER_CONFIGS)
+def test_adapter_of_peft_on_an_encoder(make, tmp_path, name):
+  kind, fields = MODELS['bert']
+  folder, _, model, params = make(kind, **fields)
+  peer = getattr(transformers, kind).from_pretrained(folder)
+  base = theirs(peer)
+  config = peft.LoraConfig(task_type='SEQ_CLS', r=4, **ENCODER_CONFIGS[name])
+  tuned = torch_adapter(peer, config, tmp_path / 'adapter', 0.2)
+  adapted = interop.load_peft(tmp_path / 'adapter', model, params)
+  agree(base, tuned, ours(model, adapted), f'BERT, {name}, PEFT in ours')
+
+
+VISION = {'hidden_size': 16, 'intermediate_size': 20, 'num_hidden_layers': 2, 'image_size': 8}
+VISION |= {'num_attention_heads': 2, 'patch_size': 4}
+
+
+@pytest.mark.parametrize('kind', ['ViTForImageClassification', 'ViTModel', 'CLIPVisionModel'])
+def test_adapters_of_images(make, tmp_path, kind):
+  """Transformers 5 has other names for ViT in memory than in its files, and adapters have those."""
+  labels = {'num_labels': 3} if 'Classification' in kind else {}
+  folder, _, model, params = make(kind, **VISION, **labels)
+  images = np.random.default_rng(0).standard_normal((2, 8, 8, 3)).astype(np.float32)
+  apply = jax.jit(model.apply)
+
+  def theirs_of(peer):
+    with torch.no_grad():
+      out = peer.eval()(pixel_values=torch.tensor(images.transpose(0, 3, 1, 2)))
+    return (out.logits if labels else out.last_hidden_state).numpy()
+
+  def close(want, got):
+    moved = np.abs(want - apply(params, images)).max()
+    assert moved >= 0.1 and np.abs(want - got).max() < 0.02 * moved
+
+  tuned = trained(adapt.bitfit(KEY, adapt.lora(KEY, params, 2)))
+  interop.save_peft(tmp_path / 'out', model, tuned, folder)
+  peer = getattr(transformers, kind).from_pretrained(folder)
+  peer = peft.PeftModel.from_pretrained(peer, tmp_path / 'out')
+  close(apply(tuned, images), theirs_of(peer))
+
+  peer = getattr(transformers, kind).from_pretrained(folder)
+  targets = ['q_proj', 'fc1'] if 'ViT' in kind else 'all-linear'
+  whole = ['classifier'] if labels else None
+  config = peft.LoraConfig(r=2, target_modules=targets, modules_to_save=whole)
+  peer = peft.get_peft_model(peer, config)
+  with torch.no_grad():
+    for parameter in peer.parameters():
+      if parameter.requires_grad:
+        parameter.add_(0.2 * torch.randn(parameter.shape))
+  peer.save_pretrained(tmp_path / 'adapter')
+  close(theirs_of(peer), apply(interop.load_peft(tmp_path / 'adapter', model, params), images))

@@ -103,5 +103,7 @@ NEOX = Family(
   _read,
   _write,
   decoder.classes('GPTNeoX'),
+  renamed=((r'^lm_head\.', 'embed_out.'),),
+  live=((r'^embed_out\.', 'lm_head.'),),
   buffers=r'(rotary_emb\.inv_freq|attention\.(masked_)?bias)$',  # in old files
 )

@@ -50,6 +50,15 @@ _RENAMED = (
   (r'mlp\.fc1\.', 'intermediate.dense.'),
   (r'mlp\.fc2\.', 'output.dense.'),
 )
+_LIVE = (
+  (r'\bencoder\.layer\.', 'layers.'),
+  (r'attention\.attention\.query\.', 'attention.q_proj.'),
+  (r'attention\.attention\.key\.', 'attention.k_proj.'),
+  (r'attention\.attention\.value\.', 'attention.v_proj.'),
+  (r'attention\.output\.dense\.', 'attention.o_proj.'),
+  (r'intermediate\.dense\.', 'mlp.fc1.'),
+  (r'output\.dense\.', 'mlp.fc2.'),
+)
 
 
 def _pair(raw: dict[str, Any], file: str, key: str, default: int) -> tuple[int, int]:
@@ -145,4 +154,5 @@ VIT = Family(
   classes={'features': 'ViTModel', 'classification': 'ViTForImageClassification'},
   left_out=r'^(decoder\.|embeddings\.mask_token$)',  # of masked image modeling
   renamed=_RENAMED,
+  live=_LIVE,
 )

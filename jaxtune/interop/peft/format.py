@@ -2,7 +2,7 @@
 
 import pathlib
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from typing import Any, NamedTuple
 
 import jax
@@ -26,12 +26,14 @@ class Export(NamedTuple):
     model, params: what is exported.
     modules: those that do not go into the file whole, by the name that they have there.
     held: the paths of the leaves that are this format's.
+    whole: names of the modules that go into the file whole.
   """
 
   model: ModelSpec
   params: Params
   modules: Mapping[str, Module]
   held: frozenset[str]
+  whole: frozenset[str] = frozenset()
 
   def adapted(self) -> list[tuple[Module, list[Any]]]:
     """Each module of which a weight is held, with its weights' leaves at its place, as NumPy.
@@ -58,11 +60,13 @@ class Written(NamedTuple):
     tensors: of the file, by their names in it.
     modules: names of the modules with an adapter: the save makes `target_modules` of them.
     config: the other fields of adapter_config.json.
+    beside: names of modules whose tensors PEFT finds by other fields than `target_modules`.
   """
 
   tensors: dict[str, np.ndarray]
   modules: set[str]
   config: dict[str, Any]
+  beside: Collection[str] = ()
 
 
 class Import(NamedTuple):
@@ -224,6 +228,9 @@ class Format(NamedTuple):
     known: fields of adapter_config.json that `read` understands or that change nothing.
     obstacle: `(module) -> reason` why an adapter of this kind cannot be on it; None where it can.
     prefix: what precedes the names of modules in the file.
+    beside: `(leaf) -> bool`: whether a leaf is of another kind that these files hold too.
+    saves: whether they hold other modules whole.
+    alone: whether nothing but a head may have been trained besides; else it is not this kind.
   """
 
   peft_type: str
@@ -236,6 +243,9 @@ class Format(NamedTuple):
   obstacle: Callable[[Module], str | None] = lambda module: None
   prefix: str = PREFIX
   biases: str = ''
+  beside: Callable[[Any], bool] = lambda leaf: False
+  saves: bool = True
+  alone: bool = False
 
 
 def plain(number: float) -> int | float:

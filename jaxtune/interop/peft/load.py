@@ -19,7 +19,7 @@ from jaxtune.interop.names import Family, bare_name
 from jaxtune.interop.peft.base import check_base
 from jaxtune.interop.peft.format import Format, Import
 from jaxtune.interop.peft.formats import FORMATS
-from jaxtune.interop.peft.modules import VIRTUAL, modules_of
+from jaxtune.interop.peft.modules import VIRTUAL, copies_of, modules_of
 from jaxtune.interop.source import locate
 from jaxtune.interop.tensors import Tensor, open_safetensors
 from jaxtune.models import ModelSpec, classifier
@@ -147,11 +147,6 @@ def _replaced(files: Import) -> Params:
       name = f'{module.name}.{kind}'
       if name not in files.tensors:
         continue
-      if any(piece.row.shape is not None for piece in pieces):
-        raise InputError(
-          f'{files.folder}: holds {files.tensors[name].name}, which has another shape in jaxtune; '
-          'merge the adapter into its base with PEFT (merge_and_unload) and load the model'
-        )
       total = sum(len(piece.row.part) for piece in pieces if piece.row.part is not None)
       for piece in pieces:
         if is_weight(leaves[piece.path]):
@@ -163,10 +158,9 @@ def _replaced(files: Import) -> Params:
         target = array[piece.place]
         rows = slice(None) if piece.row.part is None else piece.row.part
         shape = target.shape[:-1] + (total or target.shape[-1],)
-        if piece.row.transpose:
-          target[...] = files.read(name, shape[::-1]).T[..., rows]
-        else:
-          target[...] = files.read(name, shape)[..., rows]
+        theirs = shape[::-1] if piece.row.transpose else shape
+        value = files.read(name, piece.row.shape or theirs).reshape(theirs)
+        target[...] = (value.T if piece.row.transpose else value)[..., rows]
   # PEFT saves the base of adapted embeddings, changed or not.
   saved = {tensor.name for tensor in files.tensors.values() if '.base_layer.weight' in tensor.name}
   same = {
@@ -177,6 +171,17 @@ def _replaced(files: Import) -> Params:
     and files.tensors[f'{module.name}.weight'].name in saved
     and np.array_equal(new[piece.path], leaves[piece.path])
   }
+  family = family_of(files.model)
+  for row in copies_of(family.names(files.model.config), files.params):
+    name = bare_name(family, row.theirs)
+    if name in files.tensors and row.ours in leaves:
+      value = files.read(name)
+      value = value.T if row.transpose else value
+      if not np.array_equal(value, new.get(row.ours, leaves[row.ours])):
+        raise InputError(
+          f'{files.folder}: {files.tensors[name].name} differs from what it is tied to in this '
+          'model; merge the adapter into its base with PEFT and load the model'
+        )
   replaced = {path: jnp.asarray(value) for path, value in new.items() if path not in same}
   return tree.map_weights(lambda path, leaf: replaced.get(path, leaf), files.params)
 

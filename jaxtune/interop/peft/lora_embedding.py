@@ -13,7 +13,7 @@ import numpy as np
 from jaxtune.adapt import DoRA, InputLoRA, LoRA
 from jaxtune.adapt.lora_starts import since_start
 from jaxtune.interop.families import family_of
-from jaxtune.interop.names import bare_name, full_name
+from jaxtune.interop.names import bare_name, live_name
 from jaxtune.interop.peft.format import PREFIX, Export, Import
 from jaxtune.interop.peft.modules import Module
 from jaxtune.models import ModelSpec
@@ -22,7 +22,7 @@ from jaxtune.typing import InputError, Params
 Pair = Callable[[Module, str, str, tuple[int, int]], dict[str, np.ndarray] | None]
 
 
-def _tied_head(model: ModelSpec, params: Params) -> str:
+def tied_head(model: ModelSpec, params: Params) -> str:
   """The tensor of a head that is `embed/tokens` once more, as the family names it; '' for none."""
   heads = model.task in ('causal_lm', 'masked_lm', 'seq2seq')
   if not heads or 'dense' in params.get('head', {}):
@@ -53,9 +53,14 @@ def embedding_tensors(
   a, b = since_start(leaf)
   name = f'{PREFIX}{module.name}'
   found = {module.name: {f'{name}.lora_embedding_A': a.T, f'{name}.lora_embedding_B': b.T}}
-  head = _tied_head(export.model, export.params).removesuffix('.weight')
+  head = tied_head(export.model, export.params).removesuffix('.weight')
   if head and path == 'embed/tokens' and not isinstance(leaf, InputLoRA):
-    head = full_name(family_of(export.model), export.model.task, head)
+    head = live_name(family_of(export.model), export.model.task, f'{head}.').removesuffix('.')
+    if any(f'{head}.'.startswith(f'{module}.') for module in export.whole):
+      raise InputError(
+        f'{path!r} has an adapter and is tied to the head, which was trained whole; train without '
+        'the head (also=None), or write the whole model with save_hf'
+      )
     # Factors that change nothing are zero, which the save has to see.
     a = a if b.any() else np.zeros_like(a)
     name = f'{PREFIX}{head}'
@@ -77,7 +82,7 @@ def read_embeddings(files: Import, pair: Pair, dora: bool) -> Params:
   Raises:
     InputError: PEFT computes something else than any leaf.
   """
-  head = bare_name(family_of(files.model), _tied_head(files.model, files.params))
+  head = bare_name(family_of(files.model), tied_head(files.model, files.params))
   head = head.removesuffix('.weight')
   factors = f'{head}.lora_A.weight', f'{head}.lora_B.weight'
   both = bool(head) and factors[0] in files.tensors
@@ -98,7 +103,6 @@ def read_embeddings(files: Import, pair: Pair, dora: bool) -> Params:
     found = pair(module, 'lora_embedding_A', 'lora_embedding_B', shape)
     if found is None or module.weight[0].path != 'embed/tokens' or not head:
       return found
-    files.used.add(f'{head}.weight')  # the base's, which PEFT saves for both
     if both:
       a, b = (files.read(name) for name in factors)
       if not (np.array_equal(a, found['b']) and np.array_equal(b, found['a'])):

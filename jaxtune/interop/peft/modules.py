@@ -73,5 +73,19 @@ def modules_of(
   return modules
 
 
+def copies_of(names: Sequence[Name], params: Params) -> list[Name]:
+  """Rows of tensors that hold a leaf once more: a bias by a second name, a tied head."""
+  leaves = {path for path, _ in tree.named_weights(params)}
+  seen: set[str] = set()
+  copies = []
+  for row in names:
+    if row.ours == 'head/dense' and row.ours not in leaves and 'embed/tokens' in leaves:
+      copies.append(Name('embed/tokens', row.theirs))
+    elif row.ours in seen and row.ours in leaves:
+      copies.append(row)
+    seen.add(row.ours)
+  return copies
+
+
 # Entries of the parameters that a method brought and no model's file has.
 VIRTUAL = ('prompt', 'prefix')

@@ -6,22 +6,20 @@ import re
 from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
-import jax
 import numpy as np
 import safetensors.numpy
 
-from jaxtune import adapt, ops, tree
+from jaxtune import adapt, tree
 from jaxtune.interop.families import family_of
 from jaxtune.interop.fields import read_json
-from jaxtune.interop.folder import open_weights
 from jaxtune.interop.labels import FILE, check_labels
-from jaxtune.interop.names import Family, bare_name, full_name
+from jaxtune.interop.names import Family, live_name
 from jaxtune.interop.peft.base import fingerprint
 from jaxtune.interop.peft.biases import bias_tensors, trained_biases
 from jaxtune.interop.peft.format import PREFIX, Export, Format, Written
 from jaxtune.interop.peft.formats import FORMATS
 from jaxtune.interop.peft.modules import VIRTUAL, Module, modules_of
-from jaxtune.interop.source import locate
+from jaxtune.interop.peft.whole import absent_modules, whole_modules, whole_tensors, with_inner
 from jaxtune.interop.tensors import open_safetensors
 from jaxtune.interop.write import new_folder, write_json
 from jaxtune.models import ModelSpec
@@ -70,13 +68,17 @@ def save_peft(
   format, held = _format(params, trained)
   modules = _modules(family, model, params, held)
   bias, biased = trained_biases(modules, held, trained, format.biases)
-  whole = _whole(modules, held, trained, model, biased) | _absent(modules, family, base)
+  whole = with_inner(
+    modules,
+    whole_modules(modules, held, trained, model, biased) | absent_modules(modules, family, base),
+  )
+  _check_whole(format, whole)
   adapters = {name: module for name, module in modules.items() if name not in whole}
-  written = format.write(Export(model, params, adapters, held))
+  written = format.write(Export(model, params, adapters, held, frozenset(whole)))
   tensors = (
     written.tensors
     | bias_tensors(adapters, biased, held, params)
-    | _dense(modules, whole, params, format.prefix)
+    | whole_tensors(modules, whole, model, params, format.prefix)
   )
   config = _config(format, written, modules, whole, model, name or str(base))
   if biased:
@@ -91,7 +93,7 @@ def save_peft(
     write_json(fresh / FILE, own)
     if card is not None:
       (fresh / 'README.md').write_text(card, encoding='utf-8')
-    _read_back(fresh, format, written.modules)
+    _read_back(fresh, format, written)
 
 
 def adapter_obstacle(model: ModelSpec, params: Params) -> str | None:
@@ -103,7 +105,7 @@ def adapter_obstacle(model: ModelSpec, params: Params) -> str | None:
     format, held = _format(params, _trained(params))
     modules = _modules(family_of(model), model, params, held)
     _, biased = trained_biases(modules, held, _trained(params), format.biases)
-    _whole(modules, held, _trained(params), model, biased)
+    _check_whole(format, whole_modules(modules, held, _trained(params), model, biased))
   except InputError as error:
     return str(error).partition(';')[0]
   reasons = (
@@ -126,7 +128,8 @@ def _format(params: Params, trained: set[str]) -> tuple[Format, frozenset[str]]:
   leaves = tree.named_weights(params)
   for format in FORMATS:
     held = {path for path, leaf in leaves if format.holds(path, leaf, path in trained)}
-    if not held:
+    besides = {path for path in trained - held if not re.search(r'^(head|pooler)/', path)}
+    if not held or (format.alone and besides):
       continue
     for path, leaf in leaves:
       virtual = path.partition('/')[0]
@@ -135,12 +138,13 @@ def _format(params: Params, trained: set[str]) -> tuple[Format, frozenset[str]]:
           f'a {virtual} stands beside {format.peft_type}, and an adapter of PEFT is of one kind; '
           f'write the merged weights without the {virtual} with save_hf, as the base of its own'
         )
-      if path not in held and adapt.is_adapter(leaf):
+      own = path in held or format.beside(leaf)
+      if not own and adapt.is_adapter(leaf):
         raise InputError(
           f'{path!r} is a {type(leaf).__name__} beside {format.peft_type}, and an adapter of PEFT '
           'is of one kind; merge one of them (adapt.merge) or write the whole model with save_hf'
         )
-      if path in held and adapt.is_adapter(leaf) and _adapted(leaf.base):
+      if own and adapt.is_adapter(leaf) and _adapted(leaf.base):
         raise InputError(
           f'{path!r} has an adapter on an adapter; merge the first (adapt.merge) and write its '
           'model with save_hf as the base'
@@ -164,7 +168,7 @@ def _modules(
     InputError: an adapter is on what is no module's matrix.
   """
   modules = modules_of(
-    family.names(model.config), params, lambda name: full_name(family, model.task, name)
+    family.names(model.config), params, lambda name: live_name(family, model.task, name)
   )
   known = {piece.path for module in modules.values() for piece in module.weight}
   for path, leaf in tree.named_weights(params):
@@ -176,77 +180,13 @@ def _modules(
   return modules
 
 
-def _whole(
-  modules: Mapping[str, Module],
-  held: frozenset[str],
-  trained: set[str],
-  model: ModelSpec,
-  biased: Collection[str],
-) -> set[str]:
-  """Modules that were trained as they are, and a classifier's head.
-
-  Args:
-    modules, held, trained, model: what is exported.
-    biased: modules whose trained biases go into the file alone.
-  """
-  found = set()
-  for module in modules.values():
-    tensors = (
-      pieces
-      for kind, pieces in module.tensors.items()
-      if kind != 'bias' or module.name not in biased
+def _check_whole(format: Format, whole: Collection[str]) -> None:
+  """Refuses modules that the format's files have no place for."""
+  if whole and not format.saves:
+    raise InputError(
+      f'{min(whole)} would go along whole, and files of {format.peft_type} hold nothing besides; '
+      'put lora beside it, or write the whole model with save_hf'
     )
-    for piece in (piece for pieces in tensors for piece in pieces):
-      if any(path.startswith(f'{piece.path}/base') for path in trained):
-        raise InputError(
-          f'{piece.path!r} was trained under its adapter; write the whole model with save_hf'
-        )
-      heads = model.config.outputs and piece.path.startswith('head/')
-      if heads or (piece.path in trained and piece.path not in held):
-        reason = module.obstacle()
-        if piece.row.part is not None:
-          reason = f'{piece.path!r} is a part of {module.name}, which an adapter cannot hold alone'
-        if piece.path == 'embed/tokens' and model.family == 'decoder' and model.config.tied:
-          reason = 'embed/tokens was trained and is tied to the head, which an adapter cannot hold'
-        if reason:
-          raise InputError(f'{reason}; write the whole model with save_hf')
-        found.add(module.name)
-  return found
-
-
-def _absent(
-  modules: Mapping[str, Module], family: Family, base: str | os.PathLike[str]
-) -> set[str]:
-  """Modules that the base lacks, so that who loads the adapter would make them up afresh."""
-  try:
-    folder = locate(base)
-  except InputError:
-    return set()  # a name only: nothing to compare with
-  if not folder.is_dir():
-    return set()
-  held = {bare_name(family, name) for name in open_weights(folder)}
-  return {
-    module.name
-    for module in modules.values()
-    for kind in module.tensors
-    if bare_name(family, f'{module.name}.{kind}') not in held
-  }
-
-
-def _dense(
-  modules: Mapping[str, Module], whole: set[str], params: Params, prefix: str
-) -> dict[str, np.ndarray]:
-  """The tensors of whole modules."""
-  merged = dict(tree.named_weights(ops.scaled_biases(params)))
-  found = {}
-  for name in whole:
-    for kind, pieces in modules[name].tensors.items():
-      (piece,) = pieces
-      leaf = jax.tree.map(lambda x: x[piece.place], merged[piece.path])  # noqa: B023
-      value = np.asarray(ops.materialize(adapt.merge(leaf)))
-      value = value.T if piece.row.transpose else value
-      found[f'{prefix}{name}.{kind}'] = np.ascontiguousarray(value)
-  return found
 
 
 def _config(
@@ -259,15 +199,18 @@ def _config(
 ) -> dict[str, Any]:
   # PEFT saves the module of such a name whole in any case.
   saved = sorted({re.sub(r'^(classifier|score)\..*', r'\1', module) for module in whole})
+  saved = [name for name in saved if not any(name.startswith(f'{outer}.') for outer in saved)]
   config: dict[str, Any] = {
     'peft_type': format.peft_type,
-    'task_type': _TASKS.get(model.task, 'FEATURE_EXTRACTION'),
+    # PEFT's classes for a task take tokens.
+    'task_type': None if model.family == 'vision' else _TASKS.get(model.task, 'FEATURE_EXTRACTION'),
     'base_model_name_or_path': base,
     'inference_mode': True,
   }
   if written.modules:
     config['target_modules'] = _targets(written.modules, set(modules))
-  config['modules_to_save'] = saved or None
+  if format.saves:
+    config['modules_to_save'] = saved or None
   return config | written.config
 
 
@@ -287,16 +230,17 @@ def _targets(adapted: set[str], modules: set[str]) -> list[str]:
   return sorted(suffixes)
 
 
-def _read_back(folder: pathlib.Path, format: Format, modules: set[str]) -> None:
+def _read_back(folder: pathlib.Path, format: Format, written: Written) -> None:
   """Refuses files that PEFT would load in part, or that would change nothing."""
   config = read_json(folder / 'adapter_config.json')
   tensors = open_safetensors(folder / 'adapter_model.safetensors')
-  moved = False
+  modules, moved = written.modules, False
   for key, tensor in tensors.items():
     bare = key.removeprefix(PREFIX)
     whole = any(f'.{name}.' in f'.{bare}' for name in config.get('modules_to_save') or [])
     biased = config.get('bias', 'none') != 'none' and bare.endswith('.bias')
-    if modules and not whole and not biased and key.startswith(PREFIX):
+    beside = any(bare.startswith(f'{name}.') for name in written.beside)
+    if modules and not (whole or biased or beside) and key.startswith(PREFIX):
       # The module's own name is the longest of those that the key begins with.
       owner = max((m for m in modules if bare.startswith(f'{m}.')), key=len, default='')
       targets = config['target_modules']
