@@ -29,6 +29,7 @@ class Method:
     decoder: whether the decoder of the contract, which has no biases, can take it.
     method: its name in `adapt.METHODS`, where the row has another: `lora_pissa` is `lora`.
     slow: leave all of it to the slow suite, as for a second row of a method.
+    base: of `adapt.quantize`, through which the base goes first, embeddings and all.
   """
 
   options: dict[str, Any]
@@ -40,6 +41,7 @@ class Method:
   decoder: bool = True
   method: str = ''
   slow: bool = False
+  base: dict[str, Any] | None = None
 
 
 METHODS: dict[str, Method] = {
@@ -59,6 +61,7 @@ METHODS: dict[str, Method] = {
     method='lora',
     slow=True,
   ),
+  'qlora': Method({'rank': 2}, r'/[ab]$', method='lora', slow=True, base={'block': 4}),
   'dora': Method({'rank': 2}, r'/[abm]$'),
   'loha': Method({'rank': 2}, r'/[ab][12]$'),
   'lokr': Method({'rank': 1, 'decompose_both': True}, r'/w[12](_[ab])?$'),
@@ -150,6 +153,15 @@ def params_of(kind: Kind) -> Params:
   return jax.tree_util.tree_map_with_path(random, kind.model.shapes())
 
 
+def base_of(name: str, kind_name: str, kind: Kind) -> Params:
+  """The parameters before the method."""
+  params, options = params_of(kind), METHODS[name].base
+  if options is None:
+    return params
+  select = r'kernel$' if kind_name in ('linen', 'nnx') else rf'{adapt.LINEAR}|^embed/tokens$'
+  return adapt.quantize(jax.random.key(7), params, select, **options)
+
+
 def adapted(name: str, kind_name: str, kind: Kind) -> adapt.Adapted:
   """The parameters under a method."""
   row = METHODS[name]
@@ -159,7 +171,7 @@ def adapted(name: str, kind_name: str, kind: Kind) -> adapt.Adapted:
     options['select'] = r'bias$' if method == 'bitfit' else r'kernel$'
   if kind_name != 'encoder' and 'also' in known:
     options['also'] = None
-  return adapt.create(method, jax.random.key(7), params_of(kind), **options)
+  return adapt.create(method, jax.random.key(7), base_of(name, kind_name, kind), **options)
 
 
 def shaken(trainable: Params, size: float = 0.1) -> Params:

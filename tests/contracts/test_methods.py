@@ -12,7 +12,16 @@ import optax
 import pytest
 
 from jaxtune import adapt, models, shard, tree
-from tests.contracts.methods import KINDS, METHODS, Kind, adapted, params_of, shaken, takes
+from tests.contracts.methods import (
+  KINDS,
+  METHODS,
+  Kind,
+  adapted,
+  base_of,
+  params_of,
+  shaken,
+  takes,
+)
 
 PAIRS = [(m, k) for m in METHODS for k in KINDS if takes(METHODS[m], k)]
 
@@ -55,7 +64,7 @@ def test_it_trains_what_it_claims_and_starts_as_the_base(method, kind):
   assert tree.count(state) == 2 * tree.count(trainable) + 1
   assert tree.count(trainable) + tree.count(frozen) == tree.count(params)
   if row.identity:
-    base, first = (jax.jit(made.apply)(p) for p in (params_of(made), params))
+    base, first = (jax.jit(made.apply)(p) for p in (base_of(method, kind, made), params))
     np.testing.assert_allclose(first, base, rtol=1e-5, atol=1e-5)
 
 
