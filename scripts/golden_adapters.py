@@ -160,6 +160,13 @@ CONFIGS: dict[str, Adapter] = {
     prepare=settle,
   ),
   'ia3': Adapter('bert', 'IA3Config', {}),
+  'trainable_tokens': Adapter('llama', 'TrainableTokensConfig', {'token_indices': [9, 20, 4]}),
+  'lora_tokens': Adapter(
+    'bert',
+    'LoraConfig',
+    {'r': 2, 'target_modules': ['query'], 'trainable_token_indices': [9, 20, 4]},
+  ),
+  'ln_tuning': Adapter('bert', 'LNTuningConfig', {'target_modules': ['LayerNorm']}),
   'vera': Adapter('llama', 'VeraConfig', {'r': 6, 'target_modules': 'all-linear'}),
 }
 

@@ -5,6 +5,8 @@ from jaxtune.interop.peft.ia3 import IA3_FORMAT
 from jaxtune.interop.peft.loha import LOHA
 from jaxtune.interop.peft.lokr import LOKR
 from jaxtune.interop.peft.lora import LORA
+from jaxtune.interop.peft.norms import NORMS
+from jaxtune.interop.peft.tokens import TOKENS
 from jaxtune.interop.peft.vera import VERA
 
-FORMATS = (LORA, LOHA, LOKR, ADALORA, IA3_FORMAT, VERA)
+FORMATS = (LORA, LOHA, LOKR, ADALORA, IA3_FORMAT, VERA, TOKENS, NORMS)

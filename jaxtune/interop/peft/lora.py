@@ -5,7 +5,8 @@ start took `scale * A0 B0` out of the base, ΔW is `scale * (A B - A0 B0)`, of t
 base as it was. What a quantized base (LoftQ, QLoRA) misses of that one is not in the file: loaded
 on the base in full precision, an adapter adds what training moved and no rounding.
 
-DoRA adds a `lora_magnitude_vector` `[out]`, our m, to each module. Embeddings: `lora_embedding`.
+DoRA adds a `lora_magnitude_vector` `[out]`, our m, to each module. Embeddings: `lora_embedding`;
+trained rows of them: `tokens`.
 https://huggingface.co/docs/peft/main/en/developer_guides/checkpoint
 """
 
@@ -21,6 +22,7 @@ from jaxtune.adapt.lora_starts import since_start
 from jaxtune.interop.peft.format import PREFIX, Export, Format, Import, Written, plain
 from jaxtune.interop.peft.lora_embedding import embedding_tensors, read_embeddings
 from jaxtune.interop.peft.modules import Module
+from jaxtune.interop.peft.tokens import is_tokens, read_tokens_beside, tokens_beside
 from jaxtune.typing import InputError, Params
 
 # Starts that leave the base weights as they are.
@@ -109,8 +111,9 @@ def _write(export: Export) -> Written:
     transposed = transposed or not module.weight[0].row.transpose
   rank = collections.Counter(ranks.values()).most_common(1)[0][0]
   alpha = collections.Counter(alphas.values()).most_common(1)[0][0]
+  rows, indices = tokens_beside(export)
   return Written(
-    tensors,
+    tensors | rows,
     set(ranks),
     {
       'r': rank,
@@ -124,7 +127,9 @@ def _write(export: Export) -> Written:
       'fan_in_fan_out': transposed,
       'init_lora_weights': True,
     }
+    | indices
     | ({'ensure_weight_tying': True} if tied else {}),
+    beside=[name.removeprefix(PREFIX).rpartition('.')[0] for name in rows],
   )
 
 
@@ -174,7 +179,8 @@ def _read(files: Import) -> Params:
 
   make = dora_leaf if dora else DroppedLoRA if dropped else LoRA
   params = files.wrapped(find, blank, make, part, r'^(?!embed/)')
-  return read_embeddings(files._replace(params=params), pair, dora)
+  files = files._replace(params=read_embeddings(files._replace(params=params), pair, dora))
+  return read_tokens_beside(files)
 
 
 LORA = Format(
@@ -182,14 +188,16 @@ LORA = Format(
   holds=lambda path, leaf, trains: _is(leaf),
   write=_write,
   read=_read,
-  trained=r'/[abm]$',
+  trained=r'/([abm]|rows)$',
   moves=lambda name, values: (
     bool(values.any()) and ('.lora_B.' in name or name.endswith('.lora_embedding_B'))
   ),
   biases='lora_only',
+  beside=is_tokens,
   known=frozenset(
     'alpha_pattern bias init_lora_weights lora_alpha lora_dropout r rank_pattern use_rslora '
     'use_dora fan_in_fan_out loftq_config megatron_core qalora_group_size eva_config corda_config '
-    'lora_ga_config ensure_weight_tying layers_pattern'.split()
+    'lora_ga_config ensure_weight_tying layers_pattern '
+    'trainable_token_indices'.split()
   ),
 )
