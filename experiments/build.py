@@ -57,7 +57,7 @@ def job(config: Config) -> Job:
     InputError: a value, file or column that cannot be used.
   """
   check(config)
-  model_key, head_key, method_key = jax.random.split(jax.random.key(config.seed), 3)
+  model_key, head_key, method_key = streams(config)
   records, notes = read_records(config)
   if config.model:
     source = resolve(config.model)
@@ -79,8 +79,15 @@ def job(config: Config) -> Job:
   steps = count_steps(config, corpus.train.examples)
   params = method(config, method_key, model, params)
   reason = obstacle(config, model, params)
+  whole = interop.merge_obstacle(params)
+  if whole and not config.model:
+    raise InputError(
+      f'method.name is {config.method.name}, and {whole}: of a model from scratch nothing would be '
+      'left; take the method full, or give a model'
+    )
   if reason:
-    note = f'The export is the merged model: {reason}.'
+    kind = f'{interop.TRAINED}, which only jaxtune opens' if whole else 'the merged model'
+    note = f'The export is {kind}: {whole or reason}.'
     corpus = dataclasses.replace(corpus, notes=(*corpus.notes, note))
   return Job(
     config=config,
@@ -96,6 +103,11 @@ def job(config: Config) -> Job:
       metrics.get('accuracy', 0.0) if config.task == 'classification' else -metrics['loss']
     ),
   )
+
+
+def streams(config: Config) -> jax.Array:
+  """Keys for a model from scratch, for a fresh head, and for the method."""
+  return jax.random.split(jax.random.key(config.seed), 3)
 
 
 def placement(config: Config) -> Callable[[ModelSpec, Params], Any] | None:

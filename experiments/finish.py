@@ -16,7 +16,7 @@ MISTAKES = 12  # shown in the report
 
 
 def export(job: Job, params: Params, folder: pathlib.Path, card: str) -> None:
-  """Writes what the method trained: a PEFT adapter, or a whole Hugging Face folder."""
+  """Writes what the method trained: a PEFT adapter, a whole Hugging Face folder, or our file."""
   config, labels = job.config, job.corpus.names or None
   if config.model and not interop.adapter_obstacle(job.model, params):
     interop.save_peft(
@@ -28,6 +28,9 @@ def export(job: Job, params: Params, folder: pathlib.Path, card: str) -> None:
       card=card,
       name=config.export.base or config.model,
     )
+    return
+  if interop.merge_obstacle(params):
+    interop.save_trained(folder, job.model, params, labels=labels, card=card)
     return
   source = build.resolve(config.model) if config.model else None
   interop.save_hf(folder, job.model, params, source=source, labels=labels)

@@ -40,6 +40,13 @@ def open_run(folder: str) -> Tuned:
     model, params = interop.load(base)
     model, params = interop.adapter_head(export, model, params)
     params = interop.load_peft(export, model, params)
+  elif base and (export / interop.TRAINED).exists():
+    names = interop.load_labels(export) or ()
+    model, params = interop.load(base)
+    _, head_key, method_key = build.streams(config)
+    if config.task != 'causal_lm':
+      model, params = build.headed(config, head_key, model, params, len(names) or 1, names)
+    params = interop.load_trained(export, build.method(config, method_key, model, params))
   else:
     model, params = interop.load(export)
   tokens = base or export

@@ -10,10 +10,12 @@ from jaxtune.interop.pooling import load_pooling
 from jaxtune.interop.save_hf import save_hf
 from jaxtune.interop.source import locate
 from jaxtune.interop.tokenizer import SpecialTokens, load_tokenizer, special_tokens
+from jaxtune.interop.trained import TRAINED, load_trained, merge_obstacle, save_trained
 from jaxtune.interop.vocabulary import check_ids, check_vocabulary
 
 __all__ = [
   'FAMILIES',
+  'TRAINED',
   'SpecialTokens',
   'adapter_head',
   'adapter_obstacle',
@@ -25,9 +27,12 @@ __all__ = [
   'load_peft',
   'load_pooling',
   'load_tokenizer',
+  'load_trained',
   'locate',
+  'merge_obstacle',
   'render_chat',
   'save_hf',
   'save_peft',
+  'save_trained',
   'special_tokens',
 ]

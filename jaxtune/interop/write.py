@@ -19,7 +19,7 @@ INDEX = 'model.safetensors.index.json'
 _OURS = re.compile(
   r'(adapter_config|added_tokens|config|generation_config|jaxtune|special_tokens_map|tokenizer'
   r'|tokenizer_config|vocab)\.json'
-  r'|(adapter_model|model|model-\d{5}-of-\d{5})\.safetensors|model\.safetensors\.index\.json'
+  r'|(adapter_model|model|trained|model-\d{5}-of-\d{5})\.safetensors|model\.safetensors\.index\.json'
   r'|README\.md|chat_template\.jinja|merges\.txt|tokenizer\.model|vocab\.txt'
 )
 # Weights in any format, and what may be a pickle.
