@@ -167,6 +167,11 @@ CONFIGS: dict[str, Adapter] = {
     {'r': 2, 'target_modules': ['query'], 'trainable_token_indices': [9, 20, 4]},
   ),
   'ln_tuning': Adapter('bert', 'LNTuningConfig', {'target_modules': ['LayerNorm']}),
+  'prompt': Adapter('bert', 'PromptTuningConfig', {'num_virtual_tokens': 3}),
+  'p_tuning': Adapter(
+    'bert', 'PromptEncoderConfig', {'num_virtual_tokens': 3, 'encoder_hidden_size': 4}
+  ),
+  'prefix': Adapter('llama', 'PrefixTuningConfig', {'num_virtual_tokens': 3}),
   'vera': Adapter('llama', 'VeraConfig', {'r': 6, 'target_modules': 'all-linear'}),
 }
 
@@ -211,6 +216,8 @@ def write(name: str, row: Adapter) -> None:
       if parameter.requires_grad:
         parameter.add_(row.noise * torch.randn(parameter.shape, generator=generator))
   after = outputs(adapted, **given)
+  if after.ndim == 3:  # without those of virtual tokens
+    after = after[:, -data.tokens.shape[1] :]
   real = data.mask if after.ndim == 3 else slice(None)
   moved = np.abs(after - before)[real].max()
   assert moved >= 0.1, f'{name} moves the outputs by {moved:.3f} only: give it more noise'

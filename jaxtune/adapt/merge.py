@@ -37,4 +37,4 @@ def _dense(leaf: Any) -> jax.Array:
 
   base = base_of(leaf)
   dtype = jax.eval_shape(base.materialize).dtype if is_weight(base) else base.dtype
-  return widen(leaf).materialize().astype(dtype)
+  return ops.materialize(widen(leaf)).astype(dtype)

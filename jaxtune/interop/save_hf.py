@@ -19,6 +19,7 @@ from jaxtune.interop.fields import read_json
 from jaxtune.interop.folder import open_weights, task_of
 from jaxtune.interop.labels import check_labels
 from jaxtune.interop.names import Family, Tensors, bare_name, full_name, tensors_of
+from jaxtune.interop.peft.modules import VIRTUAL
 from jaxtune.interop.source import locate
 from jaxtune.interop.tokenizer import load_tokenizer, special_tokens
 from jaxtune.interop.write import INDEX, carried, new_folder, write_json
@@ -55,6 +56,12 @@ def save_hf(
     InputError: the folder holds something else, labels do not fit, or the model is a user's own.
   """
   family = family_of(model)
+  virtual = [name for name in VIRTUAL if name in params]
+  if virtual:
+    raise InputError(
+      f'the parameters hold a {virtual[0]}, which is no weight of the model that its files could '
+      'hold; write the adapter with save_peft'
+    )
   if model.task not in family.classes:
     raise InputError(
       f'{family.model_type} has no class for {model.task!r}; known: {", ".join(family.classes)}'

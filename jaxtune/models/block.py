@@ -16,7 +16,7 @@ import jax.numpy as jnp
 from jax import lax
 
 from jaxtune import ops
-from jaxtune.models import stack
+from jaxtune.models import stack, virtual
 from jaxtune.models.layers import LayerNorm, RMSNorm, activation, apply, dropout, matrix
 from jaxtune.typing import Key, Params
 
@@ -218,7 +218,7 @@ class Attention(nn.Module):
   """Attention with grouped heads, `[B*T, D] -> [B*T, D]`; of `source` `[B*S, D]` where given.
 
   With a memory the new keys and values are written into it and all of it is attended to; the second
-  result is the memory.
+  result is the memory. The keys and values of a prefix come before the tokens' own.
   """
 
   config: BlockConfig
@@ -248,6 +248,8 @@ class Attention(nn.Module):
     q = heads('q', x, c.heads)
     k = heads('k', source, c.kv_heads)
     v = heads('v', source, c.kv_heads)
+    if self.has_variable('params', 'prefix'):
+      k, v = virtual.join_prefix(self.get_variable('params', 'prefix'), k, v)
     self.sow('heads', 'q', q)  # for who asks for them: `query_key_maxima`
     self.sow('heads', 'k', k)
     if memory is not None:

@@ -13,12 +13,12 @@ import jax.numpy as jnp
 from jax import lax
 
 from jaxtune import ops
-from jaxtune.models import block, stack
+from jaxtune.models import block, stack, virtual
 from jaxtune.models.block import BlockConfig, Memory, View
 from jaxtune.models.layers import apply, dense
 from jaxtune.models.pooling import pool
 from jaxtune.models.spec import ModelSpec, Task, init_head
-from jaxtune.typing import InputError, Key, Params
+from jaxtune.typing import Key, Params
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -44,6 +44,7 @@ class DecoderConfig(BlockConfig):
 
 
 AXES = (
+  *virtual.AXES,
   *block.AXES,
   (r'embed/tokens$', ('vocab', 'embed')),
   (r'embed/positions$', (None, 'embed')),
@@ -53,7 +54,7 @@ AXES = (
 
 
 class Cache(NamedTuple):
-  """What a decoder remembers of the tokens that it has seen, `S` slots a row.
+  """What a decoder remembers of the tokens that it has seen, `S` slots a row, virtual ones first.
 
   keys, values: `[L, B, S, G, K]`, rotated.
   mask: bool `[B, S]`: the slots that hold a real token.
@@ -93,11 +94,8 @@ def _init(config: DecoderConfig, key: Key) -> Params:
   return params
 
 
-def _embed(
-  config: DecoderConfig, params: Params, tokens: jax.Array, positions: jax.Array
-) -> jax.Array:
-  """`[B, T] -> [B*T, D]`."""
-  x = ops.take(params['embed']['tokens'], tokens)
+def _embed(config: DecoderConfig, params: Params, x: jax.Array, positions: jax.Array) -> jax.Array:
+  """What goes into the first layer for rows of the embedding, `[B, T, D] -> [B*T, D]`."""
   x = x * jnp.asarray(config.embed_scale, x.dtype)
   if config.learned_positions:
     x = x + ops.take(params['embed']['positions'], positions)
@@ -112,19 +110,23 @@ def enter(
   positions: jax.Array | None,
   segments: jax.Array | None,
 ) -> tuple[Callable[[jax.Array], View], jax.Array]:
-  """What each layer sees, by its number, and what goes into the first, `[B*T, D]`."""
+  """What each layer sees, by its number, and what goes into the first, `[B*T, D]`.
+
+  With a prompt T counts its tokens too, which come first.
+  """
   batch, length = tokens.shape
+  before = virtual.ahead(params)
   if positions is None:
-    if config.learned_positions and length > config.positions:
-      raise InputError(
-        f'{length} tokens a row, but the model has {config.positions} positions; cut the texts'
-      )
+    if config.learned_positions:
+      virtual.check_room(before, length, config.positions)
     positions = jnp.broadcast_to(jnp.arange(length)[None], (batch, length))
+  positions = virtual.positions(before, positions)
 
   def bias(window: int) -> jax.Array | None:
-    return ops.attention_bias(mask, segments, causal=True, length=length, window=window)
+    return virtual.attention_bias(before, mask, segments, True, length, window)
 
-  return block.views(config, positions, bias), _embed(config, params, tokens, positions)
+  x = virtual.prepend(ops.take(params['embed']['tokens'], tokens), virtual.prompt(params))
+  return block.views(config, positions, bias), _embed(config, params, x, positions)
 
 
 def _features(
@@ -139,18 +141,34 @@ def _features(
 ) -> jax.Array:
   batch, length = tokens.shape
   see, x = enter(config, params, tokens, mask, positions, segments)
-  x = block.run(config, params['decoder'], x, batch, see, key, causal=True)
-  return apply(block.norm(config), params['norm'], x).reshape(batch, length, config.width)
+  x = block.run(config, virtual.layers(params, 'decoder'), x, batch, see, key, causal=True)
+  x = x.reshape(batch, -1, config.width)[:, virtual.ahead(params).prompt :]
+  x = apply(block.norm(config), params['norm'], x.reshape(-1, config.width))
+  return x.reshape(batch, length, config.width)
 
 
-def _start_cache(config: DecoderConfig, rows: int, size: int, dtype: Any = jnp.float32) -> Cache:
-  shape = (config.layers, rows, size, config.kv_heads, config.head_width)
-  return Cache(
-    jnp.zeros(shape, dtype),
-    jnp.zeros(shape, dtype),
-    jnp.zeros((rows, size), bool),
-    jnp.zeros((), jnp.int32),
-    jnp.zeros((rows,), jnp.int32),
+def _start_cache(
+  config: DecoderConfig, params: Params, rows: int, size: int, dtype: Any = jnp.float32
+) -> Cache:
+  before = virtual.ahead(params)
+  slots = sum(before) + size
+  shape = (config.layers, 1, slots, config.kv_heads, config.head_width)
+  keys, values = jnp.zeros(shape, dtype), jnp.zeros(shape, dtype)
+  if before.prefix:
+    part = (config.layers, 1, before.prefix, config.kv_heads, config.head_width)
+    own = {kind: ops.materialize(x).reshape(part) for kind, x in params['prefix'].items()}
+    keys = keys.at[:, :, : before.prefix].set(own['keys'].astype(dtype))
+    values = values.at[:, :, : before.prefix].set(own['values'].astype(dtype))
+  filled = jnp.int32(before.prefix)
+  cache = Cache(keys, values, jnp.arange(slots)[None] < filled, filled, filled[None])
+  if before.prompt:  # which no later token changes, so it is computed once
+    x = ops.take(params['embed']['tokens'], jnp.zeros((1, 0), jnp.int32))
+    cache = _go_on(config, params, virtual.prepend(x, virtual.prompt(params)), cache, None)[1]
+  return cache._replace(
+    keys=jnp.repeat(cache.keys, rows, axis=1),
+    values=jnp.repeat(cache.values, rows, axis=1),
+    mask=jnp.repeat(cache.mask, rows, axis=0),
+    positions=jnp.repeat(cache.positions, rows, axis=0),
   )
 
 
@@ -161,7 +179,14 @@ def _extend(
   cache: Cache,
   mask: jax.Array | None = None,
 ) -> tuple[jax.Array, Cache]:
-  batch, length = tokens.shape
+  return _go_on(config, params, ops.take(params['embed']['tokens'], tokens), cache, mask)
+
+
+def _go_on(
+  config: DecoderConfig, params: Params, x: jax.Array, cache: Cache, mask: jax.Array | None
+) -> tuple[jax.Array, Cache]:
+  """`_extend` by rows of the embedding, `[B, T, D]`."""
+  batch, length, _ = x.shape
   real = jnp.ones((batch, length), bool) if mask is None else mask
   held = lax.dynamic_update_slice(cache.mask, real, (jnp.int32(0), cache.length))
   positions = cache.positions[:, None] + jnp.cumsum(real, axis=1, dtype=jnp.int32)
@@ -184,7 +209,7 @@ def _extend(
     x, memory = apply(module, params, x, batch, see(index), key, memory)
     return x, memory.keys, memory.values
 
-  state = (_embed(config, params, tokens, earlier), cache.keys, cache.values)
+  state = (_embed(config, params, x, earlier), cache.keys, cache.values)
   x, keys, values = stack.scan_stack(layer, params['decoder'], state, None, False)
   x = apply(block.norm(config), params['norm'], x).reshape(batch, length, config.width)
   return x, Cache(keys, values, held, cache.length + length, positions[:, -1])

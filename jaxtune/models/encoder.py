@@ -14,11 +14,12 @@ import jax
 import jax.numpy as jnp
 
 from jaxtune import ops
-from jaxtune.models import block, stack
+from jaxtune.models import block, stack, virtual
 from jaxtune.models.block import BlockConfig, View
 from jaxtune.models.layers import activation, add_bias, apply, dense, matrix
 from jaxtune.models.pooling import pool
 from jaxtune.models.spec import ModelSpec, Task, init_head
+from jaxtune.models.virtual import Ahead
 from jaxtune.typing import InputError, Key, Params
 
 
@@ -86,6 +87,7 @@ class EncoderConfig(BlockConfig):
 
 
 AXES = (
+  *virtual.AXES,
   *block.AXES,
   (r'embed/tokens$', ('vocab', 'embed')),
   (r'embed/(positions|types)$', (None, 'embed')),
@@ -113,20 +115,27 @@ def _pools(config: EncoderConfig) -> bool:
 
 
 class Embed(nn.Module):
-  """Token, position and type embeddings, summed and normalized: `[B, T] -> [B*T, D]`."""
+  """Token, position and type embeddings, summed and normalized: `[B, T] -> [B*T, D]`.
+
+  A prompt `[P, D]` comes before the tokens' own embeddings: `[B*(P+T), D]`, with P+T positions.
+  """
 
   config: EncoderConfig
 
   @nn.compact
   def __call__(
-    self, tokens: jax.Array, positions: jax.Array, types: jax.Array | None = None
+    self,
+    tokens: jax.Array,
+    positions: jax.Array,
+    types: jax.Array | None = None,
+    prompt: jax.Array | None = None,
   ) -> jax.Array:
     c = self.config
 
     def table(name: str, rows: int) -> jax.Array:
       return matrix(self, name, c.init_scale, rows, c.width)
 
-    x = ops.take(table('tokens', c.vocabulary), tokens)
+    x = virtual.prepend(ops.take(table('tokens', c.vocabulary), tokens), prompt)
     if c.learned_positions:
       x = x + ops.take(table('positions', c.first_position + c.positions), positions)
     if c.types:
@@ -139,7 +148,7 @@ def _init(config: EncoderConfig, key: Key) -> Params:
   embed_key, stack_key, hidden_key, head_key = jax.random.split(key, 4)
   tokens = jnp.zeros((1, 1), jnp.int32)
   x = jnp.zeros((1, config.width))
-  see = _views(config, tokens, None, None)
+  see = _views(config, Ahead(), tokens, None, None)
 
   def layer(key: Key, kind: tuple[bool, bool]) -> Params:
     return block.Block(config, False, *kind).init(key, x, 1, see(tokens[0, 0]))['params']
@@ -171,40 +180,43 @@ def _init(config: EncoderConfig, key: Key) -> Params:
 
 def _positions(
   config: EncoderConfig,
+  before: Ahead,
   tokens: jax.Array,
   mask: jax.Array | None,
   positions: jax.Array | None,
 ) -> jax.Array:
-  """Where each token stands in its text, `[B, T]`, counted from `first_position`."""
+  """Where each token stands in its text, `[B, P+T]`, counted from `first_position`."""
   batch, length = tokens.shape
   first = config.first_position
   if positions is None:
-    if config.learned_positions and length > config.positions:
-      raise InputError(
-        f'{length} tokens a row, but the model has {config.positions} positions; cut the texts'
-      )
+    if config.learned_positions:
+      virtual.check_room(before, length, config.positions)
     positions = jnp.broadcast_to(jnp.arange(length)[None], (batch, length))
     if first:
       real = tokens != first - 1
       real = real if mask is None else real & mask
-      positions = jnp.where(real, jnp.cumsum(real, axis=1) - 1, -1)
-  return positions + first
+      # Whatever stands before the text, padding keeps the row of its own.
+      positions = jnp.where(real, jnp.cumsum(real, axis=1) - 1, -1 - sum(before))
+  return virtual.positions(before, positions) + first
 
 
 def _views(
   config: EncoderConfig,
+  before: Ahead,
   positions: jax.Array,
   mask: jax.Array | None,
   segments: jax.Array | None,
 ) -> Callable[[jax.Array], View]:
   """What a layer sees, by its number."""
+  length = positions.shape[1] - before.prompt
   if config.window and mask is None:
-    mask = jnp.ones(positions.shape, bool)  # both kinds of layers then have a bias to choose from
-  length = positions.shape[1]
+    mask = jnp.ones(
+      (positions.shape[0], length), bool
+    )  # both kinds of layers then have a bias to choose from
   return block.views(
     config,
     positions,
-    lambda window: ops.attention_bias(mask, segments, False, length, window),
+    lambda window: virtual.attention_bias(before, mask, segments, False, length, window),
   )
 
 
@@ -219,16 +231,24 @@ def _features(
   types: jax.Array | None = None,
   key: Key | None = None,
 ) -> jax.Array:
-  batch, length = tokens.shape
+  before, batch = virtual.ahead(params), len(tokens)
   if types is not None and not config.types:
     raise InputError(f'{config.model_type} has no types of tokens; leave `types` out')
-  positions = _positions(config, tokens, mask, positions)
-  see = _views(config, positions, mask, segments)
-  x = apply(Embed(config), params['embed'], tokens, positions, types)
-  x = block.run(config, params['encoder'], x, batch, see, key, causal=False)
+  if before.prompt and segments is not None:
+    raise InputError(
+      'texts packed into one row would change each other through the prompt of an encoder; '
+      'leave packing out'
+    )
+  positions = _positions(config, before, tokens, mask, positions)
+  see = _views(config, before, positions, mask, segments)
+  types = None if types is None else virtual.pad(before, types, 0)
+  x = apply(Embed(config), params['embed'], tokens, positions, types, virtual.prompt(params))
+  x = block.run(config, virtual.layers(params, 'encoder'), x, batch, see, key, causal=False)
   if config.order == 'pre':
     x = apply(block.norm(config), params['norm'], x)
-  return x.reshape(batch, length, config.width)
+  x = x.reshape(batch, -1, config.width)
+  # A text's first token, which many classifiers look at, is then the prompt's.
+  return x if _task(config) == 'classification' else x[:, before.prompt :]
 
 
 def _outputs(
@@ -258,7 +278,8 @@ def _outputs(
 def encoder(config: EncoderConfig) -> ModelSpec:
   """The model for a configuration: hidden states, or with a head what that makes of them.
 
-  `features` takes `types` besides, int32 `[B, T]`: the kind of each token, 0 by default.
+  `features` takes `types` besides, int32 `[B, T]`: the kind of each token, 0 by default. Under a
+  classifier of texts it returns `[B, P+T, D]`: pooling sees the P tokens of a prompt, as in PEFT.
   """
   return ModelSpec(
     family='encoder',

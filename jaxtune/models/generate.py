@@ -11,6 +11,7 @@ import numpy as np
 import tokenizers
 
 from jaxtune import ops
+from jaxtune.models import virtual
 from jaxtune.models.decoder import Cache
 from jaxtune.models.sample import GREEDY, Sampling, sample
 from jaxtune.models.spec import ModelSpec
@@ -99,14 +100,15 @@ def stream(
     InputError: one line on the prompt, the option or the model that cannot be used.
   """
   sampling.check()
-  check_prompts(model, prompts)
+  check_prompts(model, prompts, params)
   _check(max_tokens, stop, tokenizer)
   seeds = seed if isinstance(seed, Sequence) else [seed + row for row in range(len(prompts))]
   if len(seeds) != len(prompts):
     raise InputError(f'{len(seeds)} seeds for {len(prompts)} prompts; give one each, or the first')
   if not prompts:
     return iter(())
-  limits = [min(max_tokens, model.config.positions - len(prompt)) for prompt in prompts]
+  context = model.config.positions - sum(virtual.ahead(params))
+  limits = [min(max_tokens, context - len(prompt)) for prompt in prompts]
   rows = [
     _Row(number, limit, Text(tokenizer, stop) if tokenizer else None)
     for number, limit in enumerate(limits)
@@ -174,8 +176,7 @@ def _tokens(
       lambda embed: ops.take(embed, jnp.zeros((1, 1), int)), params['embed']['tokens']
     ).dtype
   size = _rounded(used + 1, _SLOTS)
-  assert model.start_cache is not None
-  cache = model.start_cache(rows, size, dtype)
+  cache = _start(model, params, rows, size, dtype)
   for start in range(0, used - _READ, _READ):
     part = slice(start, start + _READ)
     cache = _read(model, params, tokens[:, part], mask[:, part], cache)
@@ -188,6 +189,13 @@ def _tokens(
       size *= 2
     new, state = _step(model, params, new[:, None], None, state, sampling, number)
     used += 1
+
+
+@functools.partial(jax.jit, static_argnames=('model', 'rows', 'size', 'dtype'))
+def _start(model: ModelSpec, params: Params, rows: int, size: int, dtype: Any) -> Cache:
+  """The cache before the first token."""
+  assert model.start_cache is not None
+  return model.start_cache(params, rows, size, dtype)
 
 
 @functools.partial(jax.jit, static_argnames='model', donate_argnames='cache')
@@ -264,8 +272,15 @@ def _check(max_tokens: int, stop: Sequence[str], tokenizer: tokenizers.Tokenizer
     raise InputError('stop strings are looked for in decoded text; give the tokenizer, too')
 
 
-def check_prompts(model: ModelSpec, prompts: Sequence[Sequence[int]]) -> None:
+def check_prompts(
+  model: ModelSpec, prompts: Sequence[Sequence[int]], params: Params | None = None
+) -> None:
   """Refuses what the model cannot go on from.
+
+  Args:
+    model: whatever it is.
+    prompts: token ids.
+    params: of the model; virtual tokens of theirs take places of the context.
 
   Raises:
     InputError: the first prompt, counted from 1, that is empty, fills the context or has a token
@@ -277,6 +292,7 @@ def check_prompts(model: ModelSpec, prompts: Sequence[Sequence[int]]) -> None:
       'that is a language model'
     )
   context, vocabulary = model.config.positions, model.config.vocabulary
+  context -= 0 if params is None else sum(virtual.ahead(params))
   for number, prompt in enumerate(prompts, 1):
     if not len(prompt):
       raise InputError(

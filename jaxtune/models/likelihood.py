@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
+from jaxtune.models import virtual
 from jaxtune.models.pooling import pool
 from jaxtune.models.spec import ModelSpec
 from jaxtune.typing import Batch, InputError, Params
@@ -89,7 +90,7 @@ def remember(model: ModelSpec, params: Params, tokens: jax.Array, size: int) -> 
     InputError: the model keeps none, for it is no causal language model.
   """
   start, extend = _memory(model)
-  cache = start(1, size)
+  cache = start(params, 1, size)
   return extend(params, tokens[None], cache)[1] if tokens.size else cache
 
 
@@ -121,7 +122,7 @@ def word_likelihood(
   cache = jax.tree.map(
     lambda one, many: jnp.broadcast_to(one, many.shape),
     cache,
-    jax.eval_shape(lambda: start(rows, cache.mask.shape[1])),
+    jax.eval_shape(lambda: start(params, rows, cache.mask.shape[1] - sum(virtual.ahead(params)))),
   )
   features, cache = extend(params, tokens, cache, mask)
 

@@ -39,7 +39,9 @@ def embed(
   Raises:
     InputError: an unknown pooling.
   """
-  pooled = pool(model.features(params, tokens, mask, **options), mask, pooling).astype(jnp.float32)
+  features = model.features(params, tokens, mask, **options)
+  features = features[:, -tokens.shape[1] :]  # a classifier's have those of a prompt, too
+  pooled = pool(features, mask, pooling).astype(jnp.float32)
   if not normalize:
     return pooled
   norm = jnp.sqrt(jnp.sum(pooled * pooled, axis=-1, keepdims=True))
@@ -47,7 +49,7 @@ def embed(
 
 
 def pool(features: jax.Array, mask: jax.Array | None, pooling: str) -> jax.Array:
-  """`[B, T, D] -> [B, D]`, see `embed`.
+  """`[B, T, D] -> [B, D]`, see `embed`; what a model put before the tokens of the mask is real.
 
   Raises:
     InputError: an unknown pooling.
@@ -56,6 +58,7 @@ def pool(features: jax.Array, mask: jax.Array | None, pooling: str) -> jax.Array
   if pooling == 'first':
     return features[:, 0]
   real = jnp.ones((batch, length), bool) if mask is None else mask
+  real = jnp.pad(real, ((0, 0), (length - real.shape[1], 0)), constant_values=True)
   if pooling == 'last':
     last = jnp.max(jnp.where(real, jnp.arange(length)[None], 0), axis=1)
     return features[jnp.arange(batch), last]

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from jaxtune.models import block, stack
+from jaxtune.models import block, stack, virtual
 from jaxtune.models.decoder import enter
 from jaxtune.models.spec import ModelSpec
 from jaxtune.typing import Batch, InputError, Params
@@ -41,6 +41,7 @@ def query_key_maxima(model: ModelSpec, params: Params, batch: Batch) -> dict[str
   see, x = enter(c, params, tokens, mask, batch.get('positions'), segments)
   real = jnp.ones((rows, length), bool) if mask is None else mask
   real = real if segments is None else real & (segments > 0)
+  real = virtual.pad(virtual.ahead(params), real, True)
   scale = c.attention_scale or c.head_width**-0.5
 
   def layer(x: jax.Array, xs: tuple[Params, jax.Array]) -> tuple[jax.Array, jax.Array]:
@@ -49,19 +50,20 @@ def query_key_maxima(model: ModelSpec, params: Params, batch: Batch) -> dict[str
     module = block.block(c, weights, True)
     (x, _), kept = module.apply({'params': weights}, x, rows, view, mutable=['heads'])
     q, k = (kept['heads']['attn'][name][0] for name in 'qk')
-    visible = jnp.broadcast_to(view.bias == 0, (rows, length, length)) & real[:, :, None]
+    visible = (view.bias == 0) & real[:, :, None]
     return x, lax.map(functools.partial(_row, scale), (q, k, visible)).max(axis=0)
 
+  layers = virtual.layers(params, 'decoder')
   found: dict[str, jax.Array] = {}
   for segment in stack.segments(params['decoder']):
     numbers = jnp.arange(*stack.bounds(segment))
-    x, maxima = lax.scan(layer, x, (params['decoder'][segment], numbers))
+    x, maxima = lax.scan(layer, x, (layers[segment], numbers))
     found[f'decoder/{segment}/attn'] = maxima
   return found
 
 
 def _row(scale: float, inputs: tuple[Any, Any, Any]) -> jax.Array:
-  """`[H]` maxima of one text: queries `[T, H, K]`, keys `[T, G, K]`, visible pairs `[T, T]`."""
+  """`[H]` maxima of one text: queries `[T, H, K]`, keys `[S, G, K]`, visible pairs `[T, S]`."""
   q, k, visible = inputs
   length, heads, width = q.shape
   q = (q * scale).reshape(length, k.shape[1], heads // k.shape[1], width)

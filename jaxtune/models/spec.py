@@ -30,8 +30,8 @@ class ModelSpec:
     head: `(params, features, mask=None) -> outputs`. For a causal model it also takes `[N, D]`, so
       that a loss can ask for the logits of a few rows at a time.
     axis_rules: path rules to the logical names of a weight's axes, without the stacked one.
-    start_cache: `(rows, size, dtype) -> models.Cache`, empty, for `size` tokens a row; None for a
-      model that does not generate.
+    start_cache: `(params, rows, size, dtype) -> models.Cache`, for `size` tokens a row, which holds
+      nothing but a prompt or a prefix of the parameters; None for a model that does not generate.
     extend: `(params, tokens, cache, mask=None) -> [B, T, D], cache`: the hidden states of new
       tokens that see those in the cache, which then holds them too.
     source: what the parameters were read from, for `interop.save_hf`; None for nothing.

@@ -69,8 +69,8 @@ def attention(
     k: `[B, S, G, K]`, G divides H.
     v: `[B, S, G, K]`.
     bias: `[B or 1, T or 1, S]` from `attention_bias`, or with a heads' axis `[B or 1, H, T, S]`.
-    causal: whether tokens look only backwards (and T = S), so that scores of later ones need not be
-      computed; `bias` must hide them too.
+    causal: whether tokens look only backwards, those of the queries being the last T of S, so that
+      scores of later ones need not be computed; `bias` must hide them too.
     scale: of the scores; None for `1 / sqrt(K)`.
     cap: scores are `cap * tanh(scores / cap)` (Gemma 2, arXiv:2408.00118, section 2); 0 for as they
       are.
@@ -88,10 +88,12 @@ def attention(
   # Four blocks of queries, each beside the keys up to its own end, skip 3/8 of the work; more
   # blocks skip little more. Below 64 queries a block saves nothing.
   block = max(64, -(-length // 4))
+  before = k.shape[1] - length
   blocks = [slice(start, min(start + block, length)) for start in range(0, length, block)]
   parts = [
-    _attend(q[:, b], k[:, : b.stop], v[:, : b.stop], bias[..., b, : b.stop], scale, cap)
+    _attend(q[:, b], k[:, :end], v[:, :end], bias[..., b, :end], scale, cap)
     for b in blocks
+    for end in [before + b.stop]
   ]
   return checkpoint_name(jnp.concatenate(parts, axis=1), 'product')
 

@@ -27,6 +27,7 @@ class Method:
     cuts: whether it cuts the stack, so that paths are not those of the base.
     own: whether it works on a user's own module, whose weights end in `kernel`.
     decoder: whether the decoder of the contract, which has no biases, can take it.
+    seq2seq: whether the encoder-decoder can.
     method: its name in `adapt.METHODS`, where the row has another: `lora_pissa` is `lora`.
     slow: leave all of it to the slow suite, as for a second row of a method.
     base: of `adapt.quantize`, through which the base goes first, embeddings and all.
@@ -39,10 +40,14 @@ class Method:
   cuts: bool = False
   own: bool = True
   decoder: bool = True
+  seq2seq: bool = True
   method: str = ''
   slow: bool = False
   base: dict[str, Any] | None = None
 
+
+# Tokens that come before the text, which built-in models know of.
+VIRTUAL = {'identity': False, 'merges': False, 'own': False, 'seq2seq': False}
 
 METHODS: dict[str, Method] = {
   'full': Method({}, ''),
@@ -68,6 +73,9 @@ METHODS: dict[str, Method] = {
   'adalora': Method({'rank': 2}, r'/[abe]$'),
   'trainable_tokens': Method({'tokens': [3, 0]}, r'embed/tokens/rows$', own=False),
   'bottleneck': Method({'width': 2}, r'/(down|up)$', merges=False, own=False),
+  'prompt': Method({'tokens': 2}, r'^prompt/', **VIRTUAL),
+  'p_tuning': Method({'tokens': 2}, r'^prompt/', **VIRTUAL),
+  'prefix': Method({'tokens': 2}, r'^prefix/', **VIRTUAL),
   'last_layers': Method(
     {'layers': 1}, r'/(1-1|5-5)/|^((encoder_|decoder_)?norm|pooler)/', own=False, cuts=True
   ),
@@ -140,6 +148,8 @@ KINDS: dict[str, Callable[[], Kind]] = {
 def takes(method: Method, kind: str) -> bool:
   if kind in ('linen', 'nnx'):
     return method.own
+  if kind == 'encoder_decoder' and not method.seq2seq:
+    return False
   return method.decoder or kind == 'encoder'
 
 

@@ -54,7 +54,7 @@ def test_cache_agrees(plain, family):
   """Contract: a text in pieces, from a cache with more slots, as transformers computes it whole."""
   peer = plain(family)
   data = batch(40, side='left')
-  cache, parts = peer.model.start_cache(3, 15, jnp.float32), []
+  cache, parts = peer.model.start_cache(peer.params, 3, 15, jnp.float32), []
   with jax.disable_jit():
     for piece in (slice(0, 4), slice(4, 8), slice(8, 12)):
       x, cache = peer.model.extend(peer.params, data.tokens[:, piece], cache, data.mask[:, piece])

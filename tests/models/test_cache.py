@@ -48,7 +48,7 @@ def test_pieces_are_the_whole(name):
   params = jax.jit(model.init)(jax.random.key(1))
   tokens, mask = TOKENS.copy(), np.ones((2, 12), bool)
   tokens[1, :5], mask[1, :5] = 0, False
-  extend, cache, parts = jax.jit(model.extend), model.start_cache(2, 16), []
+  extend, cache, parts = jax.jit(model.extend), model.start_cache(params, 2, 16), []
   for piece in PIECES:
     part, cache = extend(params, tokens[:, piece], cache, mask[:, piece])
     parts.append(part)
@@ -64,6 +64,6 @@ def test_pieces_are_the_whole(name):
 def test_a_cache_in_half_precision_holds_what_it_can():
   model = models.build(BASE)
   params = jax.jit(model.init)(jax.random.key(1))
-  out, cache = model.extend(params, TOKENS, model.start_cache(2, 16, jnp.bfloat16))
+  out, cache = model.extend(params, TOKENS, model.start_cache(params, 2, 16, jnp.bfloat16))
   assert cache.keys.dtype == jnp.bfloat16 and out.dtype == jnp.float32
   np.testing.assert_allclose(out, model.features(params, TOKENS), rtol=0.1, atol=0.15)
