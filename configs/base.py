@@ -30,6 +30,9 @@ def get_config() -> ml_collections.ConfigDict:
   config.method.select = ''  # regular expression over weight paths; empty for the method's own
   # A folder or Hub id of a PEFT adapter to go on from; its kind, rank and targets then count.
   config.method.adapter = ''
+  # nf4, int8 or int4 for a frozen base in so many bits, over which the method goes: lora over nf4
+  # is QLoRA.
+  config.method.quantize = ''
   config.method.options = ml_collections.ConfigDict()  # others of the method, by its own names
 
   config.optim = ml_collections.ConfigDict()

@@ -320,6 +320,7 @@ def method(config: Config, key: jax.Array, model: ModelSpec, params: Params) -> 
   What trains is float32: a small update to a bfloat16 weight rounds to none.
   """
   c = config.method
+  params = quantized(config, params)
   if c.adapter:
     return adapt.widened(interop.load_peft(c.adapter, model, params))
   known = adapt.options_of(c.name)
@@ -330,6 +331,12 @@ def method(config: Config, key: jax.Array, model: ModelSpec, params: Params) -> 
   if 'also' in known and config.task == 'causal_lm':
     given.setdefault('also', None)  # a language model's head is pretrained
   return adapt.widened(adapt.create(c.name, key, params, **given))
+
+
+def quantized(config: Config, params: Params) -> Params:
+  """The base in few bits, where the configuration says so."""
+  kind = config.method.quantize
+  return adapt.quantize(jax.random.key(0), params, kind=kind) if kind else params
 
 
 def obstacle(config: Config, model: ModelSpec, params: Params) -> str | None:

@@ -65,9 +65,15 @@ def check(config: Config) -> None:
   for name in ('optim.lr', 'method.alpha'):
     if not values[name] > 0:
       raise InputError(f'{name} is {values[name]}; it must be above zero')
-  for name, known in (('task', TASKS), ('method.name', adapt.METHODS), ('evaluate.score', SCORES)):
+  for name, known in (
+    ('task', TASKS),
+    ('method.name', adapt.METHODS),
+    ('method.quantize', ('', *adapt.KINDS)),
+    ('evaluate.score', SCORES),
+  ):
     if values[name] not in known:
-      raise InputError(f'{name} is {values[name]!r}; choose one of {", ".join(known)}')
+      choices = ', '.join(filter(None, known))
+      raise InputError(f'{name} is {values[name]!r}; choose one of {choices}')
   adapt.check_options(config.method.name, config.method.options)
   if config.train.batch_size % config.train.accumulate:
     raise InputError(

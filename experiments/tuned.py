@@ -39,7 +39,7 @@ def open_run(folder: str) -> Tuned:
   if base and (export / 'adapter_config.json').exists():
     model, params = interop.load(base)
     model, params = interop.adapter_head(export, model, params)
-    params = interop.load_peft(export, model, params)
+    params = interop.load_peft(export, model, build.quantized(config, params))
   elif base and (export / interop.TRAINED).exists():
     names = interop.load_labels(export) or ()
     model, params = interop.load(base)

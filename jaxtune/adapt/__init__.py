@@ -37,7 +37,7 @@ from jaxtune.adapt.p_tuning import EncodedPrompt, p_tuning
 from jaxtune.adapt.partial import bitfit, freeze, full, norms, probe
 from jaxtune.adapt.prefix import prefix
 from jaxtune.adapt.prompt import prompt
-from jaxtune.adapt.quantize import Quantized, quantize, quantize_matrix
+from jaxtune.adapt.quantize import KINDS, Quantized, quantize, quantize_matrix
 from jaxtune.adapt.rank_budget import adalora_budget
 from jaxtune.adapt.task_vectors import TaskVector, apply_task_vectors, merge_tensors, task_vector
 from jaxtune.adapt.tokens import TrainableTokens, trainable_tokens
@@ -109,6 +109,7 @@ def create(name: str, key: Key, params: Params, **options: Any) -> Adapted:
 
 __all__ = [
   'HEAD',
+  'KINDS',
   'IA3',
   'LINEAR',
   'METHODS',

@@ -6,7 +6,7 @@ Dettmers et al. 2023, arXiv:2305.14314.
 import dataclasses
 import functools
 import math
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import jax
 import jax.numpy as jnp
@@ -19,6 +19,7 @@ from jaxtune.optim.codecs import Blocks, dynamic_8bit
 from jaxtune.typing import InputError, Key, Params, is_weight
 
 Kind = Literal['nf4', 'int4', 'int8']
+KINDS: tuple[Kind, ...] = get_args(Kind)
 
 # NormalFloat (section 3): quantiles of N(0, 1) with an exact zero, as bitsandbytes has them.
 NF4 = np.array(
@@ -273,8 +274,8 @@ def _quantized(path: str, leaf: Any, kind: Kind, block: int, double: bool) -> An
     return dataclasses.replace(leaf, base=_quantized(path, leaf.base, kind, block, double))
   if is_weight(leaf):
     raise InputError(f'quantize: {path!r} is quantized already; narrow what it selects')
-  if kind not in _LARGEST:
-    raise InputError(f'quantize: kind is {kind!r}; choose one of {", ".join(_LARGEST)}')
+  if kind not in KINDS:
+    raise InputError(f'quantize: kind is {kind!r}; choose one of {", ".join(KINDS)}')
   if isinstance(block, bool) or not isinstance(block, int) or block < 1:
     raise InputError(f'quantize: block is {block!r}; give a whole number of at least 1')
   matrix_sides(path, leaf, 'quantize')

@@ -37,7 +37,7 @@ def apply(module: nn.Module, params: Params, *inputs: Any) -> Any:
 def matrix(module: nn.Module, name: str, std: float, *shape: int) -> Any:
   """A matrix of the module's own: an array, fresh from a normal distribution, or a weight leaf."""
   if module.has_variable('params', name):
-    held = module.get_variable('params', name)
+    held: Any = module.get_variable('params', name)
     # Of a leaf Flax would compare the first field's shape, and codes may be packed.
     if is_weight(held) and held.shape == shape:
       return held
