@@ -13,7 +13,7 @@ import jax.numpy as jnp
 from jaxtune import ops
 from jaxtune.adapt.adapted import HEAD, LINEAR, Adapted, Select, matrix_sides, wrap
 from jaxtune.adapt.lora import check_alpha, check_rank, path_key
-from jaxtune.typing import Key, Params
+from jaxtune.typing import Key, Params, is_weight
 
 
 @jax.tree_util.register_dataclass
@@ -22,8 +22,9 @@ class LoHa:
   r"""The weight $W + s\,(A_1 B_1) \circ (A_2 B_2)$, whose update may have the rank R².
 
   Written as a product of thin matrices the update would need R² columns, so the two products are
-  made `[in, out]` in each layer and multiplied; in the backward pass they are made again. They are
-  not added to W, so that in bfloat16 a small update is not rounded away.
+  made `[in, out]` in each layer and multiplied; in the backward pass they are made again. In
+  float32 they are added to an array W, which saves two of the step's five large products. In
+  bfloat16 the sum would round a small update away, and a quantized W has a product of its own.
 
   Attributes:
     base: `[..., in, out]`, an array or another weight leaf.
@@ -49,11 +50,19 @@ class LoHa:
     return base + delta.astype(base.dtype)
 
   def dot(self, x: jax.Array) -> jax.Array:
-    return ops.dot(x, self.base) + _through(x, self.a1 * self.scale, self.b1, self.a2, self.b2)
+    factors = (self.a1 * self.scale, self.b1, self.a2, self.b2)
+    if self._adds(x):
+      return _through(x, self.base, *factors)
+    return ops.dot(x, self.base) + _through(x, None, *factors)
 
   def dot_transposed(self, x: jax.Array) -> jax.Array:
     factors = (self.b1.T, (self.a1 * self.scale).T, self.b2.T, self.a2.T)
-    return ops.dot_transposed(x, self.base) + _through(x, *factors)
+    if self._adds(x):
+      return _through(x, self.base.T, *factors)
+    return ops.dot_transposed(x, self.base) + _through(x, None, *factors)
+
+  def _adds(self, x: jax.Array) -> bool:
+    return x.dtype == jnp.float32 and not is_weight(self.base)
 
   def take(self, ids: jax.Array) -> jax.Array:
     base = ops.take(self.base, ids)
@@ -68,10 +77,18 @@ class LoHa:
 
 
 @jax.checkpoint
-def _through(x: jax.Array, a1: jax.Array, b1: jax.Array, a2: jax.Array, b2: jax.Array) -> jax.Array:
-  """`x @ ((a1 b1) ∘ (a2 b2))`; nothing of the matrix's size is kept for the backward pass."""
+def _through(
+  x: jax.Array,
+  base: jax.Array | None,
+  a1: jax.Array,
+  b1: jax.Array,
+  a2: jax.Array,
+  b2: jax.Array,
+) -> jax.Array:
+  """`x @ (W + (a1 b1) ∘ (a2 b2))`; no sum or product `[in, out]` is kept for the backward pass."""
   a1, b1, a2, b2 = (factor.astype(x.dtype) for factor in (a1, b1, a2, b2))
-  return x @ ((a1 @ b1) * (a2 @ b2))
+  delta = (a1 @ b1) * (a2 @ b2)
+  return x @ (delta if base is None else base.astype(x.dtype) + delta)
 
 
 def loha(

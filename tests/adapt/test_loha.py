@@ -65,10 +65,15 @@ def test_nothing_of_the_matrixs_size_is_kept_for_the_backward_pass():
   assert len(kept) <= 1  # the base, for the gradient of x
 
 
-def test_bfloat16_stays():
+def test_bfloat16_stays_and_rounds_no_small_update_away():
   w, x = leaf(base=leaf().base.astype(jnp.bfloat16)), jnp.ones((4, IN), jnp.bfloat16)
   assert ops.dot(x, w).dtype == ops.materialize(w).dtype == jnp.bfloat16
   assert ops.take(w, np.arange(3)).dtype == jnp.bfloat16
+  w = leaf(base=jnp.full((IN, OUT), 64, jnp.bfloat16))
+  w = adapt.LoHa(w.base, w.a1, w.b1, w.a2, w.b2, w.scale / 100)
+  x = jnp.zeros((1, IN), jnp.bfloat16).at[0, :2].set(jnp.array([1, -1]))  # the base cancels
+  update = (dense(w) - 64)[0] - (dense(w) - 64)[1]
+  np.testing.assert_allclose(np.float32(ops.dot(x, w))[0], update, atol=0.02 * abs(update).max())
 
 
 def test_starts_as_the_base_and_trains_four_factors():
