@@ -19,15 +19,12 @@ def ones(config):
 
 
 def trained(params):
-  return {path for route in tree.routing(params.rules, params) if route.value
-          for path in [route.path]}  # fmt: skip
+  return {route.path for route in tree.routing(params.rules, params) if route.value}
 
 
 def places(params):
   """The segments with something to train, and what else trains."""
-  parts = {path.split('/')[0] if not tree.is_stacked(path) else '/'.join(path.split('/')[:2])
-           for path in trained(params)}  # fmt: skip
-  return parts
+  return {'/'.join(path.split('/')[: 1 + tree.is_stacked(path)]) for path in trained(params)}
 
 
 @pytest.mark.parametrize(
@@ -113,8 +110,10 @@ def test_gradual_unfreezing_against_a_loop_over_layers():
   assert step._cache_size() == 1
 
   def flat(tree):
-    layers = np.concatenate([tree['decoder']['0-1']['q'], tree['decoder']['2-2']['q']])
-    return np.float64(np.concatenate([tree['embed']['tokens'][0], layers[:, 0], [tree['norm']['scale'][0]]]))  # fmt: skip # noqa: E501
+    """`[D + L + 1]`: the embedding, each layer, the norm."""
+    stack = tree['decoder']
+    parts = tree['embed']['tokens'], stack['0-1']['q'], stack['2-2']['q'], tree['norm']['scale']
+    return np.concatenate([np.ravel(part) for part in parts]).astype(np.float64)
 
   want = flat(params)
   first = steps * np.array([starts['embed']] * 2 + list(starts['decoder']) + [starts['norm']])
