@@ -68,6 +68,7 @@ METHODS: dict[str, Method] = {
   ),
   'qlora': Method({'rank': 2}, r'/[ab]$', method='lora', slow=True, base={'block': 4}),
   'dora': Method({'rank': 2}, r'/[abm]$'),
+  'qdora': Method({'rank': 2}, r'/[abm]$', method='dora', slow=True, base={'block': 4}),
   'loha': Method({'rank': 2}, r'/[ab][12]$'),
   'lokr': Method({'rank': 1, 'decompose_both': True}, r'/w[12](_[ab])?$'),
   'adalora': Method({'rank': 2}, r'/[abe]$'),
