@@ -1,6 +1,6 @@
 """A dry run: what would be trained, on what, and how much memory it takes."""
 
-from experiments import run
+from experiments import inputs, run
 from experiments.build import Job
 from jaxtune import data, plan, tree
 
@@ -15,8 +15,8 @@ def preview(job: Job) -> int:
   print(f'\n{trained:,} of {total:,} parameters are trained ({100 * trained / total:.2f}%)\n')
   for note in job.corpus.notes:
     print(note)
-  program, batches = run.prepare(job)
-  batch = next(batches)
+  given = inputs.texts(job)
+  program, batch = run.prepare(job, given), next(given.batches)
   print('\nbatch: ' + ', '.join(f'{k} {v.dtype}{list(v.shape)}' for k, v in batch.items()))
   print(data.preview(batch, job.tokenizer, names=job.corpus.names or None))
   print(f'\n{job.steps} steps of {config.train.batch_size} rows; memory while a step runs:')

@@ -17,39 +17,27 @@ from typing import Any
 
 import jax
 
-from experiments import build, entry, finish, workdir
+from experiments import entry, finish, inputs, workdir
 from experiments.build import Job
-from jaxtune import data, plan, report, train, tree
+from experiments.inputs import Inputs
+from jaxtune import plan, report, train, tree
 from jaxtune.typing import InputError
 
 
-def prepare(job: Job) -> tuple[train.Program, data.Batches]:
-  """The job on its devices, and the batches that it learns from."""
+def prepare(job: Job, given: Inputs) -> train.Program:
+  """The job on its devices."""
   config = job.config
-  if config.eval.batch_size % jax.device_count():
-    raise InputError(
-      f'eval.batch_size is {config.eval.batch_size}, which cannot be spread over '
-      f'{jax.device_count()} devices; set it to a multiple of {jax.device_count()}'
-    )
-  batches = data.batches(
-    job.corpus.train.examples,
-    config.train.batch_size,
-    max_length=config.data.max_length,
-    seed=config.seed,
-    pack=config.data.pack,
-  )
-  program = train.prepare(
-    job.model,
+  return train.prepare(
+    given.model,
     job.params,
-    job.objective,
+    given.objective,
     job.optimizer,
-    batches,
+    given.batches,
     key=jax.random.fold_in(jax.random.key(config.seed), 1),
     mesh=dict(config.mesh),
     accumulate=config.train.accumulate,
     arguments=job.arguments,
   )
-  return program, batches
 
 
 def best_state(manager: Any, program: train.Program, last: train.State) -> train.State:
@@ -69,8 +57,10 @@ def run(job: Job, folder: pathlib.Path) -> int:
   """Runs a job to its end, from wherever its folder says that it is; returns the exit code."""
   started = time.time()
   config = job.config
+  given = inputs.texts(job)
+  given = inputs.features(job) or given
   print('compiling the step', flush=True)
-  program, batches = prepare(job)
+  program, batches = prepare(job, given), given.batches
   forecast = plan.forecast(program.step, program.state, program.frozen, program.batch)
   workdir.claim(folder, config)  # only now: a run that cannot be built leaves no trace
   manager = train.open_checkpoints(folder / 'checkpoints')
@@ -83,8 +73,7 @@ def run(job: Job, folder: pathlib.Path) -> int:
       print(f'checkpoint of step {step} is damaged; going on from an older one')
     print(f'resuming at step {int(state.step)} of {job.steps}')
   resumed = int(state.step)
-  valid = build.eval_batches(config, job.corpus.valid)
-  test = build.eval_batches(config, job.corpus.test)
+  valid, test = given.valid, given.test
   with (
     report.open_metrics(
       folder,

@@ -14,7 +14,7 @@ from jaxtune.data.by_length import by_length
 from jaxtune.data.encode import Example
 from jaxtune.models import ModelSpec
 from jaxtune.models.pooling import pool
-from jaxtune.typing import Batch, InputError, Params
+from jaxtune.typing import InputError, Params
 
 # What a model does to its hidden states; `features` reads none of it.
 _HEAD = r'^(head|pooler|projection)/'
@@ -65,7 +65,7 @@ def cache_features(
   batch_size: int,
   *,
   max_length: int,
-  place: Callable[[Batch], Batch] = lambda batch: batch,
+  place: Callable[[Any], Any] = lambda batch: batch,
 ) -> np.ndarray:
   """The features of every example, without dropout.
 
@@ -100,8 +100,8 @@ def cache_features(
 
   table = None
   for places, batch in by_length(examples, batch_size, limit=max_length):
-    batch = place({'tokens': batch['tokens'], 'mask': batch['mask']})
-    found = np.asarray(compute(params, batch['tokens'], batch['mask']))[: len(places)]
+    placed = place({'tokens': batch['tokens'], 'mask': batch['mask']})
+    found = np.asarray(compute(params, placed['tokens'], placed['mask']))[: len(places)]
     if table is None:
       length = max_length if each_token else 1
       table = np.zeros((len(examples), length, found.shape[-1]), found.dtype)
@@ -156,7 +156,7 @@ def feature_eval_batches(
 
 
 def _numbered(examples: Sequence[Example]) -> list[Example]:
-  return [{**example, 'row': np.int32(row)} for row, example in enumerate(examples)]
+  return [{**example, 'row': np.asarray(row, np.int32)} for row, example in enumerate(examples)]
 
 
 def _filled(batch: dict[str, np.ndarray], features: np.ndarray) -> dict[str, np.ndarray]:

@@ -26,7 +26,7 @@ JOBS = {
   'classification full': ('classification', {'method.name': 'full'}),
   'probe by epochs': (
     'classification',
-    {'method.name': 'probe', 'train.steps': 0, 'train.epochs': 0.5},
+    {'method.name': 'probe', 'train.steps': 0, 'train.epochs': 1.1},  # on cached features
   ),
   'regression lora': ('regression', {}),
   'regression full': ('regression', {'method.name': 'full', 'train.accumulate': 2}),
@@ -100,7 +100,7 @@ def outputs(run):
 @pytest.mark.parametrize('name', JOBS)
 def test_runs_and_opens_again(name, job, trained_steps, command, capsys):
   folder = job(name)
-  assert len(trained_steps(folder)) == (3 if 'epochs' in name else 2)  # half of 40 rows by 8: 2.5
+  assert len(trained_steps(folder)) == (6 if 'epochs' in name else 2)  # 1.1 times 40 rows by 8: 5.5
   run = tuned.open_run(str(folder))
   assert np.isfinite(outputs(run)).all()
   method, task = run.config.method.name, run.config.task
