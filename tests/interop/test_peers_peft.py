@@ -207,6 +207,12 @@ CONFIGS = {
   'dora': {'r': 4, 'target_modules': r'.*\.(q_proj|down_proj)', 'use_dora': True},
   'embeddings': {'r': 4, 'target_modules': ['embed_tokens', 'q_proj']},
   'tied': {'r': 4, 'target_modules': ['embed_tokens'], 'ensure_weight_tying': True},
+  'whole': {
+    'r': 4,
+    'target_modules': ['q_proj'],
+    'modules_to_save': ['embed_tokens'],
+    'ensure_weight_tying': True,
+  },
 }
 
 
@@ -247,6 +253,8 @@ def test_adapter_of_peft_makes_a_bare_encoder_a_classifier(minilm, tmp_path, who
     ({'init_lora_weights': 'pissa'}, 'init_lora_weights'),
     ({'target_modules': ['lm_head', 'q_proj']}, 'of lm_head alone'),
     ({'target_modules': ['lm_head', 'embed_tokens']}, 'differ'),
+    ({'modules_to_save': ['embed_tokens']}, 'replaces the embeddings and not lm_head'),
+    ({'modules_to_save': ['embed_tokens', 'lm_head']}, 'differs from what it is tied to'),
   ],
 )
 def test_other_arithmetic_of_peft_is_refused(tiny, tmp_path, fields, word):
@@ -299,12 +307,16 @@ WAYS = {
   'embeddings': lambda params: adapt.lora(
     KEY, params, 4, select=r'(embed/tokens|attn/q)$', also=None
   ),
+  'whole embeddings': lambda params: adapt.lora(
+    KEY, params, 4, select=r'attn/q$', also='embed/tokens'
+  ),
   'all biases': lambda params: adapt.bitfit(KEY, adapt.lora(KEY, params, 2, select='attn/o$')),
   'biases': biased,
 }
 PAIRS = [
   *((model, way) for model in MODELS for way in ('lora', 'dora')),
   *((model, 'embeddings') for model in ('llama', 'untied', 'bert', 'masked', 'gpt2')),
+  *((model, 'whole embeddings') for model in ('llama', 'untied', 'bert', 'masked')),
   *((model, way) for model in ('bert', 'gpt2') for way in ('all biases', 'biases')),
   *((model, 'dora beside lora') for model in ('llama', 'bert', 'phi3', 'gpt_neox')),
 ]

@@ -109,6 +109,22 @@ def test_a_tied_head_has_the_factors_of_the_embeddings(llama, tmp_path):
     adapt.merge(alone)
 
 
+def test_embeddings_go_whole_with_the_head_tied_to_them(llama, tmp_path):
+  model, params = llama
+  tuned = trained(adapt.lora(KEY, params, 1, select='attn/q$', also='embed/tokens'))
+  interop.save_peft(tmp_path / 'a', model, tuned, FOLDER / 'llama')
+  config, tensors = files(tmp_path / 'a')
+  assert config['modules_to_save'] == ['lm_head', 'model.embed_tokens']
+  assert config['ensure_weight_tying']
+  np.testing.assert_array_equal(tensors['lm_head.weight'], tuned['embed']['tokens'])
+  same_weights(tuned, interop.load_peft(tmp_path / 'a', model, params))
+  del tensors['lm_head.weight']
+  tensors = {f'base_model.model.{name}': x for name, x in tensors.items()}
+  safetensors.numpy.save_file(tensors, tmp_path / 'a' / 'adapter_model.safetensors')
+  with pytest.raises(InputError, match='replaces the embeddings and not lm_head.weight'):
+    interop.load_peft(tmp_path / 'a', model, params)
+
+
 def test_biases_alone_or_with_their_modules(bert, tmp_path):
   """All, or all of adapted modules: by themselves; another choice: in whole modules."""
   model, params = bert

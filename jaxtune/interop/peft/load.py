@@ -162,26 +162,30 @@ def _replaced(files: Import) -> Params:
         value = files.read(name, piece.row.shape or theirs).reshape(theirs)
         target[...] = (value.T if piece.row.transpose else value)[..., rows]
   # PEFT saves the base of adapted embeddings, changed or not.
-  saved = {tensor.name for tensor in files.tensors.values() if '.base_layer.weight' in tensor.name}
-  same = {
+  bases = {
     piece.path
     for module in files.modules.values()
     for piece in module.weight
-    if piece.path in new
-    and files.tensors[f'{module.name}.weight'].name in saved
-    and np.array_equal(new[piece.path], leaves[piece.path])
+    if piece.path in new and '.base_layer.' in files.tensors[f'{module.name}.weight'].name
   }
   family = family_of(files.model)
-  for row in copies_of(family.names(files.model.config), files.params):
+  for row in copies_of(files.model, files.params):
     name = bare_name(family, row.theirs)
-    if name in files.tensors and row.ours in leaves:
-      value = files.read(name)
-      value = value.T if row.transpose else value
-      if not np.array_equal(value, new.get(row.ours, leaves[row.ours])):
+    if name not in files.tensors:
+      if row.ours == 'embed/tokens' and row.ours in set(new) - bases:
         raise InputError(
-          f'{files.folder}: {files.tensors[name].name} differs from what it is tied to in this '
-          'model; merge the adapter into its base with PEFT and load the model'
+          f'{files.folder}: replaces the embeddings and not {name}, which is tied to them; train '
+          'with ensure_weight_tying'
         )
+      continue
+    value = files.read(name)
+    value = value.T if row.transpose else value
+    if not np.array_equal(value, new.get(row.ours, leaves[row.ours])):
+      raise InputError(
+        f'{files.folder}: {files.tensors[name].name} differs from what it is tied to in this '
+        'model; merge the adapter into its base with PEFT and load the model'
+      )
+  same = {path for path in bases if np.array_equal(new[path], leaves[path])}
   replaced = {path: jnp.asarray(value) for path, value in new.items() if path not in same}
   return tree.map_weights(lambda path, leaf: replaced.get(path, leaf), files.params)
 

@@ -15,7 +15,7 @@ from jaxtune.adapt.lora_starts import since_start
 from jaxtune.interop.families import family_of
 from jaxtune.interop.names import bare_name, live_name
 from jaxtune.interop.peft.format import PREFIX, Export, Import
-from jaxtune.interop.peft.modules import Module
+from jaxtune.interop.peft.modules import Module, copies_of
 from jaxtune.models import ModelSpec
 from jaxtune.typing import InputError, Params
 
@@ -24,11 +24,8 @@ Pair = Callable[[Module, str, str, tuple[int, int]], dict[str, np.ndarray] | Non
 
 def tied_head(model: ModelSpec, params: Params) -> str:
   """The tensor of a head that is `embed/tokens` once more, as the family names it; '' for none."""
-  heads = model.task in ('causal_lm', 'masked_lm', 'seq2seq')
-  if not heads or 'dense' in params.get('head', {}):
-    return ''
-  names = family_of(model).names(model.config)
-  return next((name.theirs for name in names if name.ours == 'head/dense'), '')
+  copies = copies_of(model, params)
+  return next((row.theirs for row in copies if row.ours == 'embed/tokens'), '')
 
 
 def embedding_tensors(

@@ -8,7 +8,9 @@ import jax
 import numpy as np
 
 from jaxtune import tree
+from jaxtune.interop.families import family_of
 from jaxtune.interop.names import Name, tensors_of
+from jaxtune.models import ModelSpec
 from jaxtune.typing import Params
 
 
@@ -73,13 +75,14 @@ def modules_of(
   return modules
 
 
-def copies_of(names: Sequence[Name], params: Params) -> list[Name]:
+def copies_of(model: ModelSpec, params: Params) -> list[Name]:
   """Rows of tensors that hold a leaf once more: a bias by a second name, a tied head."""
+  heads = model.task in ('causal_lm', 'masked_lm', 'seq2seq')
   leaves = {path for path, _ in tree.named_weights(params)}
   seen: set[str] = set()
   copies = []
-  for row in names:
-    if row.ours == 'head/dense' and row.ours not in leaves and 'embed/tokens' in leaves:
+  for row in family_of(model).names(model.config):
+    if row.ours == 'head/dense' and row.ours not in leaves and heads:
       copies.append(Name('embed/tokens', row.theirs))
     elif row.ours in seen and row.ours in leaves:
       copies.append(row)

@@ -46,7 +46,8 @@ def save_peft(
 
   A module goes in whole (`modules_to_save`, an adapter on it merged) when it is a classifier's
   head, when a plain parameter of it was trained, or when the base lacks it (the pooler of some
-  encoders). The written files are read back and checked before they take their place.
+  encoders). Biases go in by themselves where PEFT's field `bias` can say which: all, or all of
+  adapted modules. The written files are read back and checked before they take their place.
 
   Args:
     folder: to write; an earlier export there is replaced.
@@ -71,6 +72,8 @@ def save_peft(
   whole = with_inner(
     modules,
     whole_modules(modules, held, trained, model, biased) | absent_modules(modules, family, base),
+    model,
+    params,
   )
   _check_whole(format, whole)
   adapters = {name: module for name, module in modules.items() if name not in whole}
@@ -199,6 +202,7 @@ def _config(
 ) -> dict[str, Any]:
   # PEFT saves the module of such a name whole in any case.
   saved = sorted({re.sub(r'^(classifier|score)\..*', r'\1', module) for module in whole})
+  tied = not whole <= set(modules)  # a head that is no module of its own
   saved = [name for name in saved if not any(name.startswith(f'{outer}.') for outer in saved)]
   config: dict[str, Any] = {
     'peft_type': format.peft_type,
@@ -211,6 +215,8 @@ def _config(
     config['target_modules'] = _targets(written.modules, set(modules))
   if format.saves:
     config['modules_to_save'] = saved or None
+  if tied and 'ensure_weight_tying' in format.known:
+    config['ensure_weight_tying'] = True
   return config | written.config
 
 

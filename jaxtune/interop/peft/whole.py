@@ -46,8 +46,10 @@ def whole_modules(
         reason = module.obstacle() if '{expert}' in piece.row.theirs else None
         if piece.row.part is not None:
           reason = f'{piece.path!r} is a part of {module.name}, which an adapter cannot hold alone'
-        if piece.path == 'embed/tokens' and model.family == 'decoder' and model.config.tied:
-          reason = 'embed/tokens was trained and is tied to the head, which an adapter cannot hold'
+        if piece.path == 'embed/tokens' and model.family == 'encoder_decoder':
+          reason = (
+            'embed/tokens was trained and is shared by encoder and decoder, which PEFT ignores'
+          )
         if reason:
           raise InputError(f'{reason}; write the whole model with save_hf')
         found.add(module.name)
@@ -73,9 +75,18 @@ def absent_modules(
   }
 
 
-def with_inner(modules: Collection[str], whole: Collection[str]) -> set[str]:
-  """The modules with those inside of them, which PEFT saves and loads with them."""
-  return {m for m in modules if any(f'{m}.'.startswith(f'{outer}.') for outer in whole)}
+def with_inner(
+  modules: Mapping[str, Module], whole: Collection[str], model: ModelSpec, params: Params
+) -> set[str]:
+  """The modules with those inside of them and a head tied to them, which PEFT saves with them."""
+  inner = {m for m in modules if any(f'{m}.'.startswith(f'{outer}.') for outer in whole)}
+  trained = {piece.path for name in inner for piece in modules[name].weight}
+  family = family_of(model)
+  return inner | {
+    live_name(family, model.task, row.theirs).removesuffix('.weight')
+    for row in copies_of(model, params)
+    if row.ours == 'embed/tokens' and row.ours in trained
+  }
 
 
 def whole_tensors(
@@ -88,7 +99,7 @@ def whole_tensors(
   """The tensors of whole modules."""
   merged = dict(tree.named_weights(ops.scaled_biases(params)))
   found = {}
-  for name in whole:
+  for name in set(whole) & set(modules):
     for kind, pieces in modules[name].tensors.items():
       (piece,) = pieces
       leaf = jax.tree.map(lambda x: x[piece.place], merged[piece.path])  # noqa: B023
@@ -97,7 +108,7 @@ def whole_tensors(
       value = value if piece.row.shape is None else value.reshape(piece.row.shape)
       found[f'{prefix}{name}.{kind}'] = np.ascontiguousarray(value)
   family = family_of(model)
-  for row in copies_of(family.names(model.config), params):
+  for row in copies_of(model, params):
     name = live_name(family, model.task, row.theirs)
     if any(name.startswith(f'{module}.') for module in whole):
       value = np.asarray(ops.materialize(adapt.merge(merged[row.ours])))
