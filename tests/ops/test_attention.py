@@ -107,3 +107,12 @@ def test_causal_without_a_bias_looks_only_backwards():
   np.testing.assert_allclose(
     ops.attention(q, k, v, causal=True), ops.attention(q, k, v, bias), atol=1e-6
   )
+
+
+def test_keys_before_those_of_the_queries_are_seen_by_every_block():
+  """Of 70 keys 67 go with the queries, in two blocks; the last query sees all of them."""
+  rng = np.random.default_rng(0)
+  q, k, v = (rng.normal(size=(1, n, 2, 4)).astype(np.float32) for n in (67, 70, 70))
+  bias = ops.attention_bias(None, None, causal=True, length=70)[:, 3:]
+  got = ops.attention(q, k, v, bias, causal=True)
+  np.testing.assert_allclose(got, ops.attention(q, k, v, bias), atol=1e-6)
