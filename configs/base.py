@@ -42,6 +42,9 @@ def get_config() -> ml_collections.ConfigDict:
   config.optim.warmup = 0.06  # a fraction of the steps, or a count from 1 up
   config.optim.weight_decay = 0.0  # of the rules that have it
   config.optim.clip_norm = 1.0  # of the gradient; 0 for no clipping
+  # Decay of a running average of the weights, which is evaluated and exported in their place, as
+  # 0.99 for that of about the last 100 steps; 0 for none.
+  config.optim.average = 0.0
   config.optim.hyperparameters = ml_collections.ConfigDict()  # others of the rule, by its own names
 
   config.train = ml_collections.ConfigDict()

@@ -96,7 +96,7 @@ def job(config: Config) -> Job:
     tokenizer=tokenizer,
     corpus=corpus,
     objective=objective(config, model),
-    optimizer=adapt.wrap_optimizer(params, optimizer(config, steps), steps),
+    optimizer=averaged(config, adapt.wrap_optimizer(params, optimizer(config, steps), steps)),
     arguments=arguments(config, model),
     steps=steps,
     score=lambda metrics: (
@@ -368,6 +368,18 @@ def optimizer(config: Config, steps: int) -> optax.GradientTransformationExtraAr
     clip_norm=c.clip_norm or None,
     **others,
   )
+
+
+def averaged(config: Config, rule: optax.GradientTransformation) -> optax.GradientTransformation:
+  """The rule, with an average of the weights in its state if the configuration wants one."""
+  return optim.average_weights(rule, config.optim.average) if config.optim.average else rule
+
+
+def weights(config: Config, state: train.State) -> Params:
+  """What is evaluated and exported of a state: the trained weights, or their average."""
+  if not config.optim.average:
+    return state.trainable
+  return optim.averaged(state.opt, state.trainable)
 
 
 def arguments(config: Config, model: ModelSpec) -> train.Arguments | None:

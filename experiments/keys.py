@@ -22,6 +22,7 @@ LEAST = {  # the smallest value of each that makes sense
     'optim.warmup',
     'optim.weight_decay',
     'optim.clip_norm',
+    'optim.average',
     'train.steps',
     'train.epochs',
     'train.eval_every',

@@ -17,7 +17,7 @@ from typing import Any
 
 import jax
 
-from experiments import entry, finish, inputs, workdir
+from experiments import build, entry, finish, inputs, workdir
 from experiments.build import Job
 from experiments.inputs import Inputs
 from jaxtune import plan, report, train, tree
@@ -102,6 +102,7 @@ def run(job: Job, folder: pathlib.Path) -> int:
         steps=job.steps,
         state=state,
         evaluate=functools.partial(program.evaluate, batches=valid) if valid else None,
+        weights=functools.partial(build.weights, config),
         eval_every=config.train.eval_every,
         save_every=config.train.save_every,
         checkpoints=manager,
@@ -115,10 +116,11 @@ def run(job: Job, folder: pathlib.Path) -> int:
       )
       return entry.INTERRUPTED
     state = best_state(manager, program, state)
+    trained = build.weights(config, state)
     if test and not workdir.measured(folder, 'test'):
-      after = program.evaluate(state.trainable, test)
+      after = program.evaluate(trained, test)
       metrics.write(int(state.step), {f'test/{name}': value for name, value in after.items()})
-  params = tree.combine(state.trainable, program.frozen)
+  params = tree.combine(trained, program.frozen)
   finish.finish(
     job,
     params,
