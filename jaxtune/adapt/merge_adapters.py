@@ -1,5 +1,6 @@
 """Several LoRA adapters of one base as one adapter."""
 
+import dataclasses
 import math
 from collections.abc import Sequence
 from typing import Any
@@ -10,7 +11,7 @@ import numpy as np
 
 from jaxtune import tree
 from jaxtune.adapt.adapted import Adapted, is_adapter, rules_of
-from jaxtune.adapt.lora import LoRA, path_key
+from jaxtune.adapt.lora import DroppedLoRA, LoRA, path_key
 from jaxtune.adapt.task_vectors import METHODS, check_combination, merge_tensors
 from jaxtune.typing import InputError, Key, Params
 
@@ -75,8 +76,7 @@ def merge_adapters(
     leaves = [named[path] for named in found]
     with jax.default_matmul_precision('highest'):
       a, b = _merged(path, leaves, weights, method, rank, density, sign, own)
-    lead = leaf.scale.shape
-    return LoRA(leaf.base, a, b, jnp.ones(lead, jnp.float32))
+    return dataclasses.replace(leaf, a=a, b=b, scale=jnp.ones_like(leaf.scale))
 
   return Adapted(tree.map_weights(one, dict(adapters[0])), rules)
 
@@ -187,6 +187,11 @@ def _check_pair(
   adapted: bool,
   adapters: Sequence[Params],
 ) -> None:
+  if adapted and _kind(first) is not _kind(other):
+    raise InputError(
+      f'merge_adapters: {path!r} is a {_kind(first).__name__} in adapter 1 and a '
+      f'{_kind(other).__name__} in adapter {number}; only adapters of one kind can be merged'
+    )
   if adapted and method in ON_FACTORS and first.a.shape[-1] != other.a.shape[-1]:
     raise InputError(
       f'merge_adapters: on {path!r} adapter 1 has rank {first.a.shape[-1]} and adapter {number} '
@@ -214,6 +219,11 @@ def _check_pair(
       else '; only adapters of one base can be merged'
     )
   )
+
+
+def _kind(leaf: LoRA) -> type:
+  """Dropout in training makes no other kind."""
+  return LoRA if isinstance(leaf, DroppedLoRA) else type(leaf)
 
 
 def _same(x: Any, y: Any) -> bool:

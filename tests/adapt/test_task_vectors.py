@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from jaxtune import adapt, tree
+from jaxtune.adapt.input_lora import InputLoRA
 from jaxtune.typing import InputError
 
 KEY = jax.random.key(0)
@@ -177,6 +178,13 @@ def test_merged_products_cut_to_a_rank():
     np.testing.assert_allclose(product(merged)[layer], want, atol=1e-4)
 
 
+def test_the_kind_of_the_adapter_and_its_dropout_stay():
+  both = [lora(dropout=0.1), lora()]
+  assert type(q(adapt.merge_adapters(both, [0.5, 0.5]))) is adapt.DroppedLoRA
+  both = [of_inputs(params) for params in adapters()]
+  assert type(q(adapt.merge_adapters(both, [0.5, 0.5]))) is InputLoRA
+
+
 def test_noise_is_of_the_key():
   a, b, c = (
     q(adapt.merge_adapters(adapters_of_one, [1.0, 1.0], 'dare_ties', density=0.5, key=key)).a
@@ -195,6 +203,13 @@ def lora(base=BASE, **options):
   return adapt.lora(KEY, base, **{'rank': 2, 'select': 'attn/q', **options})
 
 
+def of_inputs(params):
+  def one(path, leaf):
+    return InputLoRA(*vars(leaf).values()) if isinstance(leaf, adapt.LoRA) else leaf
+
+  return tree.map_weights(one, params)
+
+
 def heads():
   made = [lora({**BASE, 'head': {'dense': normal(5, 2)}}) for _ in range(2)]
   return made
@@ -205,6 +220,11 @@ CANNOT = {
     lambda: [lora(), adapt.dora(KEY, BASE, 2, select='attn/q')],
     {},
     "'decoder/0-1/attn/q' of adapter 2 is a DoRA, and only LoRA",
+  ),
+  'of inputs alone': (
+    lambda: [lora(), of_inputs(lora())],
+    {},
+    'is a LoRA in adapter 1 and a InputLoRA in adapter 2',
   ),
   'no adapter': (lambda: [lora(), BASE], {}, 'adapter 2 has no LoRA'),
   'other targets': (
