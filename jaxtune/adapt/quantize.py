@@ -151,22 +151,21 @@ def quantize_matrix(
   Args:
     w: floating point.
     kind: 'nf4', 'int4' or 'int8'.
-    block: numbers that share a scale.
+    block: numbers that share a scale; from `in` up one scale a column, as LLM.int8() has them
+      (arXiv:2208.07339).
     double: whether to quantize the scales too.
     axis: along which blocks lie: -2, or -1 for embeddings.
   """
-  lead = w.shape[:-2]
-  one = functools.partial(_encode, kind=kind, block=block, double=double, axis=axis)
-  if not lead:
-    return one(w)
-  # One matrix at a time: what is needed on the way is several times the matrix.
-  made = lax.map(one, w.reshape(-1, *w.shape[-2:]))
-  return jax.tree.map(lambda x: x.reshape(*lead, *x.shape[1:]), made)
+  return _encode(w, kind, min(block, w.shape[axis]), double, axis)
 
 
-@functools.partial(jax.jit, static_argnames=('kind', 'block', 'double', 'axis'))
-def _encode(w: jax.Array, *, kind: Kind, block: int, double: bool, axis: int) -> Quantized:
-  size = w.shape[axis]
+@functools.partial(jax.jit, static_argnums=(1, 2, 3, 4))
+def _encode(w: jax.Array, kind: Kind, block: int, double: bool, axis: int) -> Quantized:
+  lead, size = w.shape[:-2], w.shape[axis]
+  if lead:
+    # One matrix at a time: what is needed on the way is several times the matrix.
+    made = lax.map(lambda x: _encode(x, kind, block, double, axis), w.reshape(-1, *w.shape[-2:]))
+    return jax.tree.map(lambda x: x.reshape(*lead, *x.shape[1:]), made)
   columns = jnp.moveaxis(w.astype(jnp.float32), axis, -1)
   blocks = jnp.pad(columns, ((0, 0), (0, -size % block))).reshape(len(columns), -1, block)
   scales = jnp.max(jnp.abs(blocks), -1)
