@@ -97,8 +97,8 @@ class Family(NamedTuple):
     buffers: of those that follow from the configuration and are left out without a word.
     renamed: `(pattern, replacement)` from other names of tensors (without the prefix) that files
       may have to the table's.
-    live: `(pattern, replacement)` from the table's names to those that transformers 5 has in memory,
-      where they differ; adapters have these.
+    live: `(pattern, replacement)` from the table's names to those that transformers 5 has in
+      memory, where they differ; adapters have these.
   """
 
   model_type: str

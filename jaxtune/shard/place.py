@@ -39,10 +39,10 @@ def param_shardings(
     spec: list[str | None] = [None] * len(leaf.shape)
     for index, name in enumerate(names):
       axis = table.get(name.removesuffix('?')) if name else None
-      if axis and axis not in spec and mesh.shape[axis] > 1:
-        if name.endswith('?') and leaf.shape[index] % mesh.shape[axis]:
-          continue
+      if name and axis and axis not in spec and mesh.shape[axis] > 1:
         if leaf.shape[index] % mesh.shape[axis]:
+          if name.endswith('?'):
+            continue
           raise InputError(
             f'{tree.path_name(path)}: axis {name!r} has {leaf.shape[index]} entries, which '
             f'{axis}={mesh.shape[axis]} does not divide; choose a divisor or {axis}=1'

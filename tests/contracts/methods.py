@@ -74,14 +74,14 @@ METHODS: dict[str, Method] = {
   'adalora': Method({'rank': 2}, r'/[abe]$'),
   'trainable_tokens': Method({'tokens': [3, 0]}, r'embed/tokens/rows$', own=False),
   'bottleneck': Method({'width': 2}, r'/(down|up)$', merges=False, own=False),
+  'ia3': Method({}, r'/l$'),
+  'vera': Method({'rank': 4}, r'/lambda_[bd]$'),
   'prompt': Method({'tokens': 2}, r'^prompt/', **VIRTUAL),
   'p_tuning': Method({'tokens': 2}, r'^prompt/', **VIRTUAL),
   'prefix': Method({'tokens': 2}, r'^prefix/', **VIRTUAL),
   'last_layers': Method(
     {'layers': 1}, r'/(1-1|5-5)/|^((encoder_|decoder_)?norm|pooler)/', own=False, cuts=True
   ),
-  'ia3': Method({}, r'/l$'),
-  'vera': Method({'rank': 4}, r'/lambda_[bd]$'),
 }
 
 
@@ -146,8 +146,11 @@ KINDS: dict[str, Callable[[], Kind]] = {
 }
 
 
+OWN = ('linen', 'nnx')  # a user's own modules
+
+
 def takes(method: Method, kind: str) -> bool:
-  if kind in ('linen', 'nnx'):
+  if kind in OWN:
     return method.own
   if kind == 'encoder_decoder' and not method.seq2seq:
     return False
@@ -169,7 +172,7 @@ def base_of(name: str, kind_name: str, kind: Kind) -> Params:
   params, options = params_of(kind), METHODS[name].base
   if options is None:
     return params
-  select = r'kernel$' if kind_name in ('linen', 'nnx') else rf'{adapt.LINEAR}|^embed/tokens$'
+  select = r'kernel$' if kind_name in OWN else rf'{adapt.LINEAR}|^embed/tokens$'
   return adapt.quantize(jax.random.key(7), params, select, **options)
 
 
@@ -178,7 +181,7 @@ def adapted(name: str, kind_name: str, kind: Kind) -> adapt.Adapted:
   row = METHODS[name]
   method, options = row.method or name, dict(row.options)
   known = adapt.options_of(method)
-  if kind_name in ('linen', 'nnx') and 'select' in known and 'select' not in options:
+  if kind_name in OWN and 'select' in known and 'select' not in options:
     options['select'] = r'bias$' if method == 'bitfit' else r'kernel$'
   if kind_name != 'encoder' and 'also' in known:
     options['also'] = None

@@ -58,7 +58,7 @@ def texts(count):
 
 @pytest.fixture(scope='package')
 def files(tmp_path_factory, minilm):
-  """`encoder/`, `decoder/`, `gpt2/` and `mixtral/`, models of two layers; `films.csv`; `films.jsonl`."""
+  """`encoder/`, `decoder/`, `gpt2/` and `mixtral/` of two layers; `films.csv`; `films.jsonl`."""
   folder = tmp_path_factory.mktemp('files')
   rows = texts(64)
   lines = [f'"{row["text"]}",{row["label"]},{row["stars"]}\n' for row in rows]

@@ -226,7 +226,6 @@ class Format(NamedTuple):
       where the kind has no such field.
     moves: `(name, values) -> bool`: whether a tensor shows that the adapter does something.
     known: fields of adapter_config.json that `read` understands or that change nothing.
-    obstacle: `(module) -> reason` why an adapter of this kind cannot be on it; None where it can.
     prefix: what precedes the names of modules in the file.
     beside: `(leaf) -> bool`: whether a leaf is of another kind that these files hold too.
     saves: whether they hold other modules whole.
@@ -240,7 +239,6 @@ class Format(NamedTuple):
   trained: str
   moves: Callable[[str, np.ndarray], bool]
   known: frozenset[str] = frozenset()
-  obstacle: Callable[[Module], str | None] = lambda module: None
   prefix: str = PREFIX
   biases: str = ''
   beside: Callable[[Any], bool] = lambda leaf: False

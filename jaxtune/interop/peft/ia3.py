@@ -107,7 +107,6 @@ IA3_FORMAT = Format(
   write=_write,
   read=_read,
   trained=r'/l$',
-  obstacle=_obstacle,
   moves=lambda name, values: name.endswith(_KIND) and bool((values != 1).any()),
   known=frozenset('fan_in_fan_out feedforward_modules init_ia3_weights'.split()),
 )

@@ -6,6 +6,7 @@ import re
 from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
+import jax
 import numpy as np
 import safetensors.numpy
 
@@ -104,19 +105,20 @@ def adapter_obstacle(model: ModelSpec, params: Params) -> str | None:
 
   So a run can tell before it trains that it will write the merged model instead.
   """
+  trained = _trained(params)
+  # Zeros without memory of their own: what the writer refuses is seen in shapes.
+  hollow = jax.tree.map(lambda x: np.broadcast_to(np.zeros((), x.dtype), x.shape), params)
   try:
-    format, held = _format(params, _trained(params))
+    format, held = _format(params, trained)
     modules = _modules(family_of(model), model, params, held)
-    _, biased = trained_biases(modules, held, _trained(params), format.biases)
-    _check_whole(format, whole_modules(modules, held, _trained(params), model, biased))
+    _, biased = trained_biases(modules, held, trained, format.biases)
+    whole = whole_modules(modules, held, trained, model, biased)
+    _check_whole(format, whole)
+    adapters = {name: module for name, module in modules.items() if name not in whole}
+    format.write(Export(model, hollow, adapters, held, frozenset(whole)))
   except InputError as error:
     return str(error).partition(';')[0]
-  reasons = (
-    module.obstacle() or format.obstacle(module)
-    for module in modules.values()
-    if any(piece.path in held for piece in module.weight)
-  )
-  return next((reason for reason in reasons if reason), None)
+  return None
 
 
 def _trained(params: Params) -> set[str]:

@@ -132,7 +132,6 @@ VERA = Format(
   read=_read,
   trained=r'/lambda_[bd]$',
   biases='vera_only',
-  obstacle=_obstacle,
   moves=lambda name, values: name.endswith(_OUT) and bool(values.any()),
   known=frozenset(
     'bias d_initial fan_in_fan_out init_weights layers_pattern projection_prng_key r '
