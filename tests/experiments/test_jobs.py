@@ -28,13 +28,18 @@ JOBS = {
     'classification',
     {'method.name': 'probe', 'train.steps': 0, 'train.epochs': 1.1},  # on cached features
   ),
-  'regression lora': ('regression', {}),
+  'regression lora': ('regression', {'method.quantize': 'nf4'}),
   'regression full': ('regression', {'method.name': 'full', 'train.accumulate': 2}),
   'pairs lora': ('causal_lm', PAIRS),
   'pairs full': ('causal_lm', PAIRS | {'method.name': 'full', 'train.remat': True}),
   'packed text lora': (
     'causal_lm',
-    {'data.pack': True, 'data.max_length': 48, 'optim.name': 'lora_rite'},
+    {
+      'data.pack': True,
+      'data.max_length': 48,
+      'optim.name': 'lora_rite',
+      'method.quantize': 'int8',
+    },
   ),
   'from scratch': (
     'causal_lm',
