@@ -56,6 +56,15 @@ def test_numbers_of_the_optimizer(configure, launch, tmp_path):
     launch(config, tmp_path / 'run')
 
 
+def test_a_quantized_base(configure, launch, tmp_path):
+  with pytest.raises(InputError, match="method.quantize is 'nf3'; choose one of nf4, int4, int8"):
+    launch(configure(values={'method.quantize': 'nf3'}), tmp_path / 'run')
+  values = {'method.quantize': 'nf4', 'method.name': 'full'}
+  with pytest.raises(InputError, match='uint8 has no gradient; freeze it') as caught:
+    launch(configure(values=values), tmp_path / 'run')
+  assert_one_line(caught)
+
+
 def test_decoder_heads_that_do_not_divide(configure, launch, tmp_path):
   for values in ({'decoder.heads': 3}, {'decoder.kv_heads': 3}):
     with pytest.raises(InputError, match='must divide'):
