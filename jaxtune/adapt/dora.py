@@ -4,7 +4,7 @@ Liu et al. 2024, arXiv:2402.09353.
 """
 
 import dataclasses
-from typing import Any
+from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -42,6 +42,7 @@ class DoRA:
   scale: jax.Array
   m: jax.Array
   norm2: jax.Array
+  recomputes: ClassVar[bool] = True  # the gradient of m needs `x V`: keep `x W` alone (`ops.dot`)
 
   @property
   def shape(self) -> tuple[int, ...]:

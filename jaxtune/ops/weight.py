@@ -19,7 +19,13 @@ _FEW = 8  # rows of activations, beside which a copy of the matrix is what takes
 
 
 def dot(x: jax.Array, w: Any) -> jax.Array:
-  """`x @ W`: `[..., in] -> [..., out]`; a 'product' to the checkpoint policy of `models.stack`."""
+  """`x @ W`: `[..., in] -> [..., out]`; a 'product' to the checkpoint policy of `models.stack`.
+
+  Of a leaf whose `recomputes` is true the products inside are that and what it makes of them is
+  not: for leaves whose backward pass needs them anyway, which would keep two arrays otherwise.
+  """
+  if getattr(w, 'recomputes', False):
+    return w.dot(x)
   return checkpoint_name(w.dot(x) if is_weight(w) else x @ w.astype(x.dtype), 'product')
 
 

@@ -96,6 +96,13 @@ def test_no_product_makes_a_matrix_as_large_as_the_base():
   assert (R, OUT) in made and (IN, OUT) not in made
 
 
+def test_the_backward_pass_keeps_one_array_as_wide_as_the_outputs():
+  w = dataclasses.replace(leaf(), base=leaf().base.base)
+  program = jax.make_jaxpr(lambda w: ops.dot(X, w))(w)
+  kept = [line.outvars[0].aval.shape for line in program.eqns if line.primitive.name == 'name']
+  assert sorted(kept) == sorted([(len(X), OUT), (R, OUT)])
+
+
 def test_it_starts_as_the_base_in_any_dtype_and_with_columns_of_zeros():
   base = np.float32(RNG.normal(size=(L, IN, OUT)))
   base[1, :, 2] = 0
