@@ -56,3 +56,22 @@ def test_large_matrices(peer, dtype, spread):
   ours, theirs = quantize_matrix(w, 'int8', len(w), double=False), peer.int8(exact)
   np.testing.assert_array_equal(ours.codes, theirs['codes'])
   np.testing.assert_array_equal(ours.scales, theirs['scales'])
+
+
+@pytest.mark.parametrize('double', [False, True])
+def test_a_layer_of_theirs(peer, double):
+  import torch
+  from bitsandbytes.nn import Linear4bit, Params4bit
+
+  rng = np.random.default_rng(2)
+  w = rng.normal(size=(256, 192)).astype(np.float32)
+  x = rng.normal(size=(24, 256)).astype(np.float32)
+  layer = Linear4bit(256, 192, bias=False, compute_dtype=torch.float32, quant_type='nf4')
+  layer.weight = Params4bit(
+    torch.tensor(np.ascontiguousarray(w.T)), quant_type='nf4', compress_statistics=double
+  )
+  with torch.no_grad():
+    theirs = layer.to('cpu')(torch.tensor(x)).numpy()
+  ours = np.asarray(quantize_matrix(w, 'nf4', double=double).dot(jnp.asarray(x)))
+  lost = np.abs(ours - x @ w).max()
+  assert np.abs(ours - theirs).max() < (0.02 if double else 1e-4) * lost
