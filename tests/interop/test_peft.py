@@ -258,6 +258,15 @@ def test_the_whole_head_goes_along(tmp_path):
     ({}, lambda t: t | {'base_model.model.bert.x.lora_A.weight': np.ones((4, 16))}, 'no place for'),
     ({}, lambda t: t | {'base_model.model.x.lora_embedding_A': np.ones((4, 16))}, 'no place for'),
     ({}, lambda t: {}, 'holds no tensors'),
+    ({}, lambda t: {n: x * np.float32('nan') for n, x in t.items()}, 'holds NaN'),
+    ({'target_modules': ['q_proj', 'v_proj']}, None, 'match no module of this model'),
+    ({'target_modules': r'.*\.q_proj'}, None, 'match no module of this model'),
+    (
+      {'target_modules': ['query', 'key', 'value']},
+      None,
+      'do not name that module, and PEFT would',
+    ),
+    ({'target_modules': '('}, None, 'must be a list of names or a regular expression'),
   ],
 )
 def test_adapters_that_cannot_be_read(tuned, tmp_path, fields, change, words):
@@ -267,6 +276,37 @@ def test_adapters_that_cannot_be_read(tuned, tmp_path, fields, change, words):
   with pytest.raises(InputError, match=words) as error:
     load(tmp_path / 'a', *interop.load(source))
   assert '\n' not in str(error.value)
+
+
+def test_adapters_for_another_base(tuned, tmp_path):
+  """The same shapes, but other embeddings: jaxtune.json knows which base it was."""
+  source, model, params = tuned
+  interop.save_peft(tmp_path / 'a', model, params, source)
+  body, base = interop.load(source)
+  other = base['embed'] | {'tokens': base['embed']['tokens'] + 1}
+  with pytest.raises(InputError, match="base whose 'embed/tokens' is another than this model's"):
+    load(tmp_path / 'a', body, base | {'embed': other})
+  # A base held in bfloat16 is the same base.
+  low = jax.tree.map(lambda x: x.astype(jax.numpy.bfloat16), base)
+  load(tmp_path / 'a', body, low)
+
+
+def test_files_that_point_outside_of_their_folder(tuned, tmp_path):
+  source, model, params = tuned
+  interop.save_peft(tmp_path / 'a', model, params, source)
+  weights = tmp_path / 'a' / 'adapter_model.safetensors'
+  weights.rename(tmp_path / 'elsewhere.safetensors')
+  weights.symlink_to(tmp_path / 'elsewhere.safetensors')
+  with pytest.raises(InputError, match="points outside of the adapter's folder"):
+    load(tmp_path / 'a', *interop.load(source))
+  # As the Hub's cache has it: snapshots/<commit>/file -> ../../blobs/<digest>.
+  cache = tmp_path / 'models--x' / 'snapshots' / 'abc'
+  cache.mkdir(parents=True)
+  (tmp_path / 'models--x' / 'blobs').mkdir()
+  (tmp_path / 'elsewhere.safetensors').rename(tmp_path / 'models--x' / 'blobs' / 'one')
+  (cache / 'adapter_model.safetensors').symlink_to('../../blobs/one')
+  (tmp_path / 'a' / 'adapter_config.json').rename(cache / 'adapter_config.json')
+  load(cache, *interop.load(source))
 
 
 def test_folders_that_are_no_adapter(tuned, llama, tmp_path):

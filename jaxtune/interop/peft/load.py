@@ -4,6 +4,7 @@ import dataclasses
 import os
 import pathlib
 import re
+from collections.abc import Mapping
 from typing import Any
 
 import jax
@@ -15,11 +16,11 @@ from jaxtune.adapt import Adapted
 from jaxtune.interop import fields
 from jaxtune.interop.families import family_of
 from jaxtune.interop.labels import FILE
-from jaxtune.interop.names import Family, bare_name
+from jaxtune.interop.names import Family, bare_name, live_name
 from jaxtune.interop.peft.base import check_base
 from jaxtune.interop.peft.format import Format, Import
 from jaxtune.interop.peft.formats import FORMATS
-from jaxtune.interop.peft.modules import VIRTUAL, copies_of, modules_of
+from jaxtune.interop.peft.modules import VIRTUAL, Module, copies_of, modules_of
 from jaxtune.interop.source import locate
 from jaxtune.interop.tensors import Tensor, open_safetensors
 from jaxtune.models import ModelSpec, classifier
@@ -60,6 +61,7 @@ def load_peft(folder: str | os.PathLike[str], model: ModelSpec, params: Params) 
     check_base(params, fields.read_json(own).get('base') or {}, str(own))
   _check_head(path, family, model, config, tensors)
   bare = {bare_name(family, name): tensor for name, tensor in tensors.items()}
+  names = family.names(model.config)
   files = Import(
     folder=path,
     config=config,
@@ -68,7 +70,10 @@ def load_peft(folder: str | os.PathLike[str], model: ModelSpec, params: Params) 
     used=set(),
     model=model,
     params=dict(params),
-    modules=modules_of(family.names(model.config), params, lambda name: bare_name(family, name)),
+    modules=modules_of(names, params, lambda name: bare_name(family, name)),
+  )
+  _check_targets(
+    files, modules_of(names, params, lambda name: live_name(family, model.task, name)), tensors
   )
   files = files._replace(params=_replaced(files))
   read = format.read(files)
@@ -136,6 +141,48 @@ def _inside(file: pathlib.Path, folder: pathlib.Path) -> bool:
     return True
   snapshots = folder.resolve().parent
   return snapshots.name == 'snapshots' and target.is_relative_to(snapshots.parent / 'blobs')
+
+
+def _check_targets(
+  files: Import, modules: Mapping[str, Module], tensors: Mapping[str, Tensor]
+) -> None:
+  """Refuses targets that match no module, and tensors of modules that are no target.
+
+  PEFT would load the first as an adapter of nothing, and ignore the second.
+  """
+  targets = files.config.get('target_modules')
+  if not targets or targets == 'all-linear':
+    return
+
+  def hit(name: str) -> bool:
+    if isinstance(targets, str):
+      return re.fullmatch(targets, name) is not None
+    return any(f'.{name}'.endswith(f'.{target}') for target in targets)
+
+  try:
+    matched = {name for name in modules if hit(name)}
+  except (re.error, TypeError):
+    raise InputError(
+      f'{files.file}: target_modules is {targets!r}; it must be a list of names or a regular '
+      'expression'
+    ) from None
+  known = any(name.startswith(f'{module}.') for name in tensors for module in modules)
+  if not matched and known:
+    raise InputError(
+      f'{files.file}: target_modules {targets!r} match no module of this model; take the base it '
+      'was made for'
+    )
+  for name, tensor in tensors.items():
+    owner = max(
+      (module for module in modules if name.startswith(f'{module}.')), key=len, default=''
+    )
+    field = name.removeprefix(f'{owner}.')
+    whole = owner and field in modules[owner].tensors
+    if owner and owner not in matched and not whole and 'trainable_tokens' not in field:
+      raise InputError(
+        f'{files.folder}: holds {tensor.name}, but target_modules {targets!r} do not name that '
+        'module, and PEFT would ignore it; name it there'
+      )
 
 
 def _replaced(files: Import) -> Params:
