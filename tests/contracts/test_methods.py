@@ -146,13 +146,14 @@ def test_the_cover_is_pairwise():
   assert {(k, a) for _, k, a in CASES} == pairs
 
 
-def _slow(number, method):
-  return (pytest.mark.slow,) if number % 3 or METHODS[method].slow else ()
+def _slow(number, method, kind, aspect):
+  costly = kind == 'encoder_decoder' or (kind, aspect) == ('mixture', 'shards')
+  return (pytest.mark.slow,) if number % 3 or costly or METHODS[method].slow else ()
 
 
 @pytest.mark.parametrize(
   'method, kind, aspect',
-  [pytest.param(*case, marks=_slow(number, case[0])) for number, case in enumerate(CASES)],
+  [pytest.param(*case, marks=_slow(number, *case)) for number, case in enumerate(CASES)],
 )
 def test_contract(method, kind, aspect):
   ASPECTS[aspect](method, kind, KINDS[kind]())

@@ -146,17 +146,17 @@ def nothing_left_to_train_on(folder, files):
   return {'data.test': 64.0, 'data.valid': 0.0}
 
 
-@case(r'method\.rank is 33, but .* is a 32x32 matrix: choose a rank from 1 to 32')
+@case(r'rank is 33, but .* is a 32x32 matrix: choose a rank from 1 to 32')
 def rank_above_the_matrix(folder, files):
   return {'method.rank': 33}
 
 
-@case(r"targets 'atn' match no parameter")
+@case(r"select 'atn' matches no parameter")
 def targets_without_a_match(folder, files):
-  return {'method.targets': 'atn'}
+  return {'method.select': 'atn'}
 
 
-@case(r"method\.name is 'lroa'; choose one of lora, full, probe")
+@case(r"method\.name is 'lroa'; choose one of full, freeze, probe")
 def unknown_method(folder, files):
   return {'method.name': 'lroa'}
 

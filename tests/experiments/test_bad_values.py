@@ -28,6 +28,7 @@ NUMBERS = [
 ZERO_IS_A_CHOICE = {
   *('seed', 'data.valid', 'data.test', 'train.steps', 'train.epochs', 'train.eval_every'),
   *('train.save_every', 'train.chunk', 'optim.warmup', 'optim.weight_decay', 'optim.clip_norm'),
+  'optim.average',
   *('evaluate.rows', 'evaluate.shots', 'evaluate.seed'),
 }
 

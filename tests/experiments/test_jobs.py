@@ -102,7 +102,13 @@ def outputs(run):
   return np.asarray(run.model.apply(run.params, tokens, np.ones((2, 12), bool)))
 
 
-@pytest.mark.parametrize('name', JOBS)
+# What these do besides is in others of the default suite.
+SLOW = {'regression full', 'packed text lora', 'pairs full', 'classification full'}
+
+
+@pytest.mark.parametrize(
+  'name', [pytest.param(n, marks=pytest.mark.slow if n in SLOW else ()) for n in JOBS]
+)
 def test_runs_and_opens_again(name, job, trained_steps, command, capsys):
   folder = job(name)
   assert len(trained_steps(folder)) == (6 if 'epochs' in name else 2)  # 1.1 times 40 rows by 8: 5.5

@@ -6,36 +6,13 @@ import numpy as np
 import pytest
 
 from jaxtune import adapt, interop, models, tree
+from tests.interop.adapters import agree, load, ours, theirs
 from tests.interop.families import maker
 
 pytestmark = [pytest.mark.peers, pytest.mark.filterwarnings('ignore')]
 torch = pytest.importorskip('torch')
 transformers = pytest.importorskip('transformers')
 peft = pytest.importorskip('peft')
-
-MASK = np.arange(12)[None] < np.array([[12], [9], [4]])
-# Transformers' decoders find the last token by the padding's id, ours by the mask: pad with it.
-TOKENS = np.where(MASK, np.random.default_rng(0).integers(1, 90, MASK.shape), 0).astype(np.int32)
-
-
-def theirs(model):
-  with torch.no_grad():
-    out = model.eval()(torch.tensor(TOKENS).long(), attention_mask=torch.tensor(MASK).long())
-  return (out.logits if hasattr(out, 'logits') else out.last_hidden_state).float().numpy()
-
-
-def ours(model, params):
-  return np.asarray(jax.jit(model.apply)(params, TOKENS, MASK))
-
-
-def agree(base, tuned, other, name):
-  """Contract: to 2% of what the adapter moves them, which must be at least 0.1."""
-  rows = MASK if base.ndim == 3 else slice(None)
-  moved = np.abs(tuned - base)[rows].max()
-  error = np.abs(other - tuned)[rows].max()
-  print(f'{name}: the adapter moves by {moved:.3f}, the tools differ by {error:.2e}')
-  assert moved >= 0.1
-  assert error <= 0.02 * moved
 
 
 def shaken(params, size):
@@ -172,12 +149,6 @@ def test_trained_norms_go_along(tiny, tmp_path):
   agree(ours(model, params), ours(model, tuned), theirs(peer), 'Llama with norms, ours in PEFT')
   model, again = load(tmp_path / 'out', *interop.load(tiny))
   np.testing.assert_allclose(ours(model, again), ours(model, tuned), atol=1e-5)
-
-
-def load(folder, model, params):
-  """The model, under the classifier that the adapter brings, and the parameters with it."""
-  model, params = interop.adapter_head(folder, model, params)
-  return model, interop.load_peft(folder, model, params)
 
 
 def torch_adapter(peer, config, folder, size=0.1):

@@ -8,8 +8,8 @@ import pytest
 
 from jaxtune import adapt, interop, models, tree
 from jaxtune.adapt.lokr import factorization
+from tests.interop.adapters import agree, load, ours, theirs
 from tests.interop.families import random_model
-from tests.interop.test_peers_peft import agree, load, ours, theirs
 
 pytestmark = [pytest.mark.peers, pytest.mark.filterwarnings('ignore')]
 torch = pytest.importorskip('torch')
