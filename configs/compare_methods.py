@@ -15,10 +15,10 @@ from configs import quickstart
 
 def get_config(strategies: str = '') -> ml_collections.ConfigDict:
   config = quickstart.get_config()
-  config.data.max_length = 48
+  config.data.max_length = 32
   config.data.valid = 0.015  # chooses the learning rates
   config.data.test = 0.025
-  config.train.steps = 60
+  config.train.steps = 100
   config.train.batch_size = 16
 
   config.compare = ml_collections.ConfigDict()
@@ -36,11 +36,11 @@ def get_config(strategies: str = '') -> ml_collections.ConfigDict:
   known = {
     'zero_shot': {},
     'few_shot': {},
-    'probe': {'rates': (3e-3, 1e-2, 3e-2, 1e-1)},
-    'bitfit': {'rates': (1e-3, 3e-3, 1e-2)},
+    'probe': {'rates': (1e-2, 3e-2, 1e-1)},
+    'bitfit': {'rates': (3e-3, 1e-2, 3e-2)},
     'norms': {'rates': (1e-3, 3e-3, 1e-2)},
-    'ia3': {'rates': (3e-3, 1e-2, 3e-2)},
-    'prompt': {'rates': (3e-3, 1e-2, 3e-2)},
+    'ia3': {'rates': (1e-2, 3e-2, 1e-1)},
+    'prompt': {'rates': (1e-2, 3e-2, 1e-1)},
     'lora': {'rates': (5e-4, 1e-3, 2e-3)},
     'rslora': {'method': 'lora', 'options': {'rslora': True}, 'rates': (1.25e-4, 2.5e-4, 5e-4)},
     'dora': {'rates': (5e-4, 1e-3, 2e-3)},

@@ -177,8 +177,8 @@ def _check_targets(
       (module for module in modules if name.startswith(f'{module}.')), key=len, default=''
     )
     field = name.removeprefix(f'{owner}.')
-    whole = owner and field in modules[owner].tensors
-    if owner and owner not in matched and not whole and 'trainable_tokens' not in field:
+    # Whole modules, biases and rows of tokens go by other fields of the file.
+    if owner and owner not in matched and re.match(r'(lora|ia3|vera|hada|lokr)_', field):
       raise InputError(
         f'{files.folder}: holds {tensor.name}, but target_modules {targets!r} do not name that '
         'module, and PEFT would ignore it; name it there'

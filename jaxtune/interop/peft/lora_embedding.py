@@ -24,8 +24,10 @@ Pair = Callable[[Module, str, str, tuple[int, int]], dict[str, np.ndarray] | Non
 
 def tied_head(model: ModelSpec, params: Params) -> str:
   """The tensor of a head that is `embed/tokens` once more, as the family names it; '' for none."""
-  copies = copies_of(model, params)
-  return next((row.theirs for row in copies if row.ours == 'embed/tokens'), '')
+  copies = [row for row in copies_of(model, params) if row.ours == 'embed/tokens']
+  # T5's embeddings have several names besides.
+  names = {row.theirs for row in family_of(model).names(model.config) if row.ours == 'embed/tokens'}
+  return next((row.theirs for row in copies if row.theirs not in names), '')
 
 
 def embedding_tensors(
