@@ -3,7 +3,9 @@ r"""Compares fine-tuning strategies on one real job, each with learning rates of
   python -m experiments.compare_methods --config=configs/compare_methods.py --workdir=runs/methods
 
 Zero-shot, few-shot, probe, BitFit, IA3, prompt tuning, LoRA and its variants, and full fine-tuning
-of MiniLM on the same movie reviews, in the same number of steps. Some of them alone, or others:
+of MiniLM on the same movie reviews, in the same number of steps: about half an hour on 2 CPU cores.
+LoRA, its variants, IA3 and full fine-tuning end within two points of each other (0.710 to 0.721,
+benchmarks/RESULTS.md), BitFit at 0.669, zero-shot at 0.622. Some of them alone, or others:
 
   ... --config=configs/compare_methods.py:lora,loha,norms,full
 """
