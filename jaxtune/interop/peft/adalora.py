@@ -13,8 +13,8 @@ from typing import Any
 import numpy as np
 
 from jaxtune.adapt import AdaLoRA
-from jaxtune.interop.peft.format import PREFIX, Export, Format, Import, Written, plain
-from jaxtune.interop.peft.modules import Module
+from jaxtune.interop.peft.format import PREFIX, Export, Format, Import, Written, plain, zeros
+from jaxtune.interop.peft.modules import Module, side_by_side
 from jaxtune.typing import InputError, Params
 
 _TINY = 1e-5  # which PEFT adds to the rank
@@ -29,14 +29,10 @@ def _joined(module: Module, leaves: list[Any]) -> tuple[dict[str, np.ndarray], f
   if module.weight[0].row.part is None:
     (leaf,) = leaves
     return {'A': leaf.a.T, 'E': leaf.e[:, None], 'B': leaf.b.T}, float(leaf.scale)
-  parts = [piece.row.part for piece in module.weight if piece.row.part is not None]
-  adapters = [(rows, leaf) for rows, leaf in zip(parts, leaves, strict=True) if _is(leaf)]
-  b, start = np.zeros((sum(map(len, parts)), sum(leaf.e.size for _, leaf in adapters)), 'f'), 0
-  for rows, leaf in adapters:
-    b[rows, start : start + leaf.e.size] = leaf.b.T
-    start += leaf.e.size
-  a = np.concatenate([leaf.a.T for _, leaf in adapters])
-  e = np.concatenate([leaf.e * leaf.scale for _, leaf in adapters])
+  adapters = [leaf for leaf in leaves if _is(leaf)]
+  b = side_by_side(module.weight, [leaf.b.T if _is(leaf) else None for leaf in leaves])
+  a = np.concatenate([leaf.a.T for leaf in adapters])
+  e = np.concatenate([leaf.e * leaf.scale for leaf in adapters])
   return {'A': a, 'E': e[:, None], 'B': b}, 1.0
 
 
@@ -99,9 +95,7 @@ def _read(files: Import) -> Params:
     }
 
   def blank(weight: np.ndarray, like: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-    return {name: np.zeros_like(value) for name, value in like.items()} | {
-      'scale': np.array(scale, np.float32)
-    }
+    return zeros(weight, like, scale)
 
   return files.wrapped(
     find,

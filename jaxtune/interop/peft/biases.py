@@ -6,7 +6,7 @@ import numpy as np
 
 from jaxtune import tree
 from jaxtune.interop.peft.format import PREFIX
-from jaxtune.interop.peft.modules import Module
+from jaxtune.interop.peft.modules import Module, by_part
 from jaxtune.typing import Params
 
 
@@ -48,13 +48,7 @@ def bias_tensors(
   for name in set(names) & set(modules):
     module = modules[name]
     pieces = module.tensors['bias']
-    if pieces[0].row.part is None:
-      bias = np.asarray(pieces[0].of(leaves[pieces[0].path]))
-    else:
-      parts = [(piece.row.part, piece) for piece in pieces if piece.row.part is not None]
-      bias = np.zeros(sum(len(rows) for rows, _ in parts), np.float32)
-      for rows, piece in parts:
-        bias[rows] = piece.of(leaves[piece.path])
+    bias = by_part(pieces, [piece.of(leaves[piece.path]) for piece in pieces])
     inside = '.base_layer' if any(piece.path in held for piece in module.weight) else ''
     found[f'{PREFIX}{name}{inside}.bias'] = np.ascontiguousarray(bias)
   return found

@@ -1,5 +1,6 @@
 """What a kind of adapter has to tell so that PEFT's files of it can be written and read."""
 
+import collections
 import pathlib
 import re
 from collections.abc import Callable, Collection, Mapping
@@ -244,6 +245,31 @@ class Format(NamedTuple):
   beside: Callable[[Any], bool] = lambda leaf: False
   saves: bool = True
   alone: bool = False
+
+
+def zeros(
+  weight: np.ndarray, like: dict[str, np.ndarray], scale: float = 1.0
+) -> dict[str, np.ndarray]:
+  """The fields of a leaf whose product changes nothing: what `wrapped` wants of most kinds."""
+  del weight
+  fields = {name: np.zeros_like(value) for name, value in like.items()}
+  return fields | {'scale': np.array(scale, np.float32)}
+
+
+def patterns(ranks: Mapping[str, int], alphas: Mapping[str, float], alpha: str) -> dict[str, Any]:
+  """The fields of ranks and alphas: the most frequent ones, and patterns for the other modules.
+
+  Args:
+    ranks, alphas: by module.
+    alpha: PEFT's name of the field.
+  """
+  r, a = (collections.Counter(values.values()).most_common(1)[0][0] for values in (ranks, alphas))
+  return {
+    'r': r,
+    alpha: a,
+    'rank_pattern': {module: own for module, own in ranks.items() if own != r},
+    'alpha_pattern': {module: own for module, own in alphas.items() if own != a},
+  }
 
 
 def plain(number: float) -> int | float:

@@ -8,7 +8,7 @@ import numpy as np
 
 from jaxtune.adapt import IA3
 from jaxtune.interop.peft.format import PREFIX, Export, Format, Import, Written
-from jaxtune.interop.peft.modules import Module
+from jaxtune.interop.peft.modules import Module, by_part
 from jaxtune.typing import InputError, Params
 
 _KIND = 'ia3_l'
@@ -40,14 +40,8 @@ def _vector(module: Module, leaves: list[Any]) -> np.ndarray:
         'ways on the inputs; write the whole model with save_hf'
       )
     return np.asarray(first.l)[None]
-  parts = [piece.row.part for piece in module.weight]
-  if parts[0] is None:
-    return np.asarray(adapted[0].l)[:, None]
-  l = np.ones(sum(len(rows) for rows in parts if rows is not None), np.float32)  # noqa: E741
-  for rows, leaf in zip(parts, leaves, strict=True):
-    if _is(leaf):
-      l[rows] = leaf.l
-  return l[:, None]
+  own = [leaf.l if _is(leaf) else np.ones(leaf.shape[-1]) for leaf in leaves]
+  return by_part(module.weight, own)[:, None]
 
 
 def _feedforward(inside: set[str], others: set[str]) -> str | list[str]:

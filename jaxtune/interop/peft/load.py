@@ -20,7 +20,14 @@ from jaxtune.interop.names import Family, bare_name, live_name
 from jaxtune.interop.peft.base import check_base
 from jaxtune.interop.peft.format import Format, Import
 from jaxtune.interop.peft.formats import FORMATS
-from jaxtune.interop.peft.modules import VIRTUAL, Module, copies_of, modules_of
+from jaxtune.interop.peft.modules import (
+  VIRTUAL,
+  Module,
+  copies_of,
+  is_target,
+  modules_of,
+  owner_of,
+)
 from jaxtune.interop.source import locate
 from jaxtune.interop.tensors import Tensor, open_safetensors
 from jaxtune.models import ModelSpec, classifier
@@ -154,28 +161,21 @@ def _check_targets(
   if not targets or targets == 'all-linear':
     return
 
-  def hit(name: str) -> bool:
-    if isinstance(targets, str):
-      return re.fullmatch(targets, name) is not None
-    return any(f'.{name}'.endswith(f'.{target}') for target in targets)
-
   try:
-    matched = {name for name in modules if hit(name)}
+    matched = {name for name in modules if is_target(name, targets)}
   except (re.error, TypeError):
     raise InputError(
       f'{files.file}: target_modules is {targets!r}; it must be a list of names or a regular '
       'expression'
     ) from None
-  known = any(name.startswith(f'{module}.') for name in tensors for module in modules)
-  if not matched and known:
+  owners = {name: owner_of(name, modules) for name in tensors}
+  if not matched and any(owners.values()):
     raise InputError(
       f'{files.file}: target_modules {targets!r} match no module of this model; take the base it '
       'was made for'
     )
   for name, tensor in tensors.items():
-    owner = max(
-      (module for module in modules if name.startswith(f'{module}.')), key=len, default=''
-    )
+    owner = owners[name]
     field = name.removeprefix(f'{owner}.')
     # Whole modules, biases and rows of tokens go by other fields of the file.
     if owner and owner not in matched and re.match(r'(lora|ia3|vera|hada|lokr)_', field):

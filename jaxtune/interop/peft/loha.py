@@ -4,15 +4,22 @@
 of our b1 and a1.
 """
 
-import collections
-from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 
 from jaxtune.adapt import LoHa
-from jaxtune.interop.peft.format import PREFIX, Export, Format, Import, Written, plain
-from jaxtune.interop.peft.modules import Module
+from jaxtune.interop.peft.format import (
+  PREFIX,
+  Export,
+  Format,
+  Import,
+  Written,
+  patterns,
+  plain,
+  zeros,
+)
+from jaxtune.interop.peft.modules import Module, side_by_side
 from jaxtune.typing import InputError, Params
 
 # Our fields by their names; each is the other's transpose.
@@ -33,19 +40,8 @@ def check_linear(module: Module, kind: str) -> None:
     )
 
 
-def patterns(ranks: Mapping[str, int], alphas: Mapping[str, float]) -> dict[str, Any]:
-  """The fields of ranks and alphas: the most frequent ones, and patterns for the other modules."""
-  rank = collections.Counter(ranks.values()).most_common(1)[0][0]
-  alpha = collections.Counter(alphas.values()).most_common(1)[0][0]
-  return {
-    'r': rank,
-    'alpha': alpha,
-    'rank_pattern': {module: r for module, r in ranks.items() if r != rank},
-    'alpha_pattern': {module: a for module, a in alphas.items() if a != alpha},
-    'rank_dropout': 0.0,
-    'module_dropout': 0.0,
-    'init_weights': True,
-  }
+# What the files of LoHa and LoKr say besides.
+DEFAULTS = {'rank_dropout': 0.0, 'module_dropout': 0.0, 'init_weights': True}
 
 
 def rank_and_alpha(files: Import, module: Module, kind: str) -> tuple[int, float]:
@@ -67,19 +63,15 @@ def _joined(module: Module, leaves: list[Any]) -> tuple[dict[str, np.ndarray], f
   """
   if module.weight[0].row.part is None:
     return {name: getattr(leaves[0], ours).T for name, ours in _NAMES.items()}, leaves[0].scale
-  parts = [piece.row.part for piece in module.weight if piece.row.part is not None]
-  total = sum(map(len, parts))
-  adapters = [(rows, leaf) for rows, leaf in zip(parts, leaves, strict=True) if _is(leaf)]
-  rank = sum(leaf.a1.shape[1] for _, leaf in adapters)
   found = {}
   for n in '12':
-    outputs, start = np.zeros((total, rank), np.float32), 0
-    for rows, leaf in adapters:
-      own = getattr(leaf, f'b{n}').T
-      outputs[rows, start : start + own.shape[1]] = own * (leaf.scale if n == '1' else 1)
-      start += own.shape[1]
-    found[f'hada_w{n}_a'] = outputs
-    found[f'hada_w{n}_b'] = np.concatenate([getattr(leaf, f'a{n}').T for _, leaf in adapters])
+    outputs = [
+      getattr(leaf, f'b{n}').T * (leaf.scale if n == '1' else 1) if _is(leaf) else None
+      for leaf in leaves
+    ]
+    found[f'hada_w{n}_a'] = side_by_side(module.weight, outputs)
+    inputs = [getattr(leaf, f'a{n}').T for leaf in leaves if _is(leaf)]
+    found[f'hada_w{n}_b'] = np.concatenate(inputs)
   return found, 1.0
 
 
@@ -94,7 +86,11 @@ def _write(export: Export) -> Written:
       tensors[f'{PREFIX}{module.name}.{name}'] = np.ascontiguousarray(values)
     ranks[module.name] = len(found['hada_w1_b'])
     alphas[module.name] = plain(float(scale) * ranks[module.name])
-  return Written(tensors, set(ranks), patterns(ranks, alphas) | {'use_effective_conv2d': False})
+  return Written(
+    tensors,
+    set(ranks),
+    patterns(ranks, alphas, 'alpha') | DEFAULTS | {'use_effective_conv2d': False},
+  )
 
 
 def _read(files: Import) -> Params:
@@ -108,15 +104,10 @@ def _read(files: Import) -> Params:
     fields = {ours: files.read(names[name], shapes[name[-1]]).T for name, ours in _NAMES.items()}
     return fields | {'scale': np.array(alpha / rank, np.float32)}
 
-  def blank(weight: np.ndarray, like: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-    return {name: np.zeros_like(value) for name, value in like.items()} | {
-      'scale': np.ones((), np.float32)
-    }
-
   def part(found: dict[str, np.ndarray], rows: np.ndarray) -> dict[str, np.ndarray]:
     return found | {name: found[name][:, rows] for name in ('b1', 'b2')}
 
-  return files.wrapped(find, blank, LoHa, part=part, pattern=r'^(?!embed/)')
+  return files.wrapped(find, zeros, LoHa, part=part, pattern=r'^(?!embed/)')
 
 
 LOHA = Format(

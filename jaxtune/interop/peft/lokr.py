@@ -14,8 +14,17 @@ import numpy as np
 
 from jaxtune.adapt import LoKr
 from jaxtune.adapt.lokr import factorization
-from jaxtune.interop.peft.format import PREFIX, Export, Format, Import, Written, plain
-from jaxtune.interop.peft.loha import check_linear, patterns, rank_and_alpha
+from jaxtune.interop.peft.format import (
+  PREFIX,
+  Export,
+  Format,
+  Import,
+  Written,
+  patterns,
+  plain,
+  zeros,
+)
+from jaxtune.interop.peft.loha import DEFAULTS, check_linear, rank_and_alpha
 from jaxtune.interop.peft.modules import Module
 from jaxtune.typing import InputError, Params
 
@@ -106,7 +115,8 @@ def _write(export: Export) -> Written:
   return Written(
     tensors,
     set(alphas),
-    patterns(dict(zip(alphas, ranks, strict=True)), alphas)
+    patterns(dict(zip(alphas, ranks, strict=True)), alphas, 'alpha')
+    | DEFAULTS
     | {
       'decompose_both': both,
       'decompose_factor': _factor(leaves),
@@ -146,12 +156,7 @@ def _read(files: Import) -> Params:
     fields = one(module, '1', rank, in1, out1) | one(module, '2', rank, in2, out2)
     return fields | {'scale': np.array(alpha / rank, np.float32)}
 
-  def blank(weight: np.ndarray, like: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-    return {name: np.zeros_like(value) for name, value in like.items()} | {
-      'scale': np.ones((), np.float32)
-    }
-
-  return files.wrapped(find, blank, LoKr, pattern=r'^(?!embed/)')
+  return files.wrapped(find, zeros, LoKr, pattern=r'^(?!embed/)')
 
 
 LOKR = Format(

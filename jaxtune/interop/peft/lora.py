@@ -10,7 +10,6 @@ trained rows of them: `tokens`.
 https://huggingface.co/docs/peft/main/en/developer_guides/checkpoint
 """
 
-import collections
 from typing import Any
 
 import numpy as np
@@ -19,9 +18,18 @@ from jaxtune import ops, tree
 from jaxtune.adapt import DoRA, DroppedLoRA, LoRA
 from jaxtune.adapt.dora import dora_leaf
 from jaxtune.adapt.lora_starts import since_start
-from jaxtune.interop.peft.format import PREFIX, Export, Format, Import, Written, plain
+from jaxtune.interop.peft.format import (
+  PREFIX,
+  Export,
+  Format,
+  Import,
+  Written,
+  patterns,
+  plain,
+  zeros,
+)
 from jaxtune.interop.peft.lora_embedding import embedding_tensors, read_embeddings
-from jaxtune.interop.peft.modules import Module
+from jaxtune.interop.peft.modules import Module, by_part, side_by_side
 from jaxtune.interop.peft.tokens import is_tokens, read_tokens_beside, tokens_beside
 from jaxtune.typing import InputError, Params
 
@@ -38,16 +46,13 @@ def _joined(module: Module, leaves: list[Any]) -> tuple[np.ndarray, np.ndarray, 
   if module.weight[0].row.part is None:
     a, b = since_start(leaves[0])
     return a.T, b.T, float(leaves[0].scale)
-  parts = [piece.row.part for piece in module.weight if piece.row.part is not None]
-  total = sum(map(len, parts))
-  adapters = [(rows, leaf) for rows, leaf in zip(parts, leaves, strict=True) if _is(leaf)]
-  factors = [since_start(leaf) for _, leaf in adapters]
-  b, start = np.zeros((total, sum(len(own) for _, own in factors)), np.float32), 0
-  for (rows, leaf), (_, own) in zip(adapters, factors, strict=True):
-    stop = start + len(own)
-    b[rows, start:stop] = float(leaf.scale) * own.T
-    start = stop
-  return np.concatenate([a.T for a, _ in factors]), b, 1.0
+  factors = [since_start(leaf) if _is(leaf) else None for leaf in leaves]
+  blocks = [
+    None if own is None else float(leaf.scale) * own[1].T
+    for leaf, own in zip(leaves, factors, strict=True)
+  ]
+  a = np.concatenate([own[0].T for own in factors if own is not None])
+  return a, side_by_side(module.weight, blocks), 1.0
 
 
 def _lengths(module: Module, leaves: list[Any]) -> np.ndarray:
@@ -58,13 +63,7 @@ def _lengths(module: Module, leaves: list[Any]) -> np.ndarray:
       return np.asarray(leaf.m)
     return np.linalg.norm(np.asarray(ops.materialize(leaf), np.float32), axis=-2)
 
-  if module.weight[0].row.part is None:
-    return own(leaves[0])
-  parts = [piece.row.part for piece in module.weight if piece.row.part is not None]
-  lengths = np.zeros(sum(map(len, parts)), np.float32)
-  for rows, leaf in zip(parts, leaves, strict=True):
-    lengths[rows] = own(leaf)
-  return lengths
+  return by_part(module.weight, [own(leaf) for leaf in leaves])
 
 
 def _alpha(scale: float, rank: int) -> int | float:
@@ -109,17 +108,12 @@ def _write(export: Export) -> Written:
       tensors[f'{name}.lora_magnitude_vector'] = _lengths(module, leaves)
     ranks[module.name], alphas[module.name] = len(a), _alpha(scale, len(a))
     transposed = transposed or not module.weight[0].row.transpose
-  rank = collections.Counter(ranks.values()).most_common(1)[0][0]
-  alpha = collections.Counter(alphas.values()).most_common(1)[0][0]
   rows, indices = tokens_beside(export)
   return Written(
     tensors | rows,
     set(ranks),
-    {
-      'r': rank,
-      'lora_alpha': alpha,
-      'rank_pattern': {module: r for module, r in ranks.items() if r != rank},
-      'alpha_pattern': {module: a for module, a in alphas.items() if a != alpha},
+    patterns(ranks, alphas, 'lora_alpha')
+    | {
       'lora_dropout': _dropout(export),
       'bias': 'none',
       'use_rslora': False,
@@ -170,9 +164,7 @@ def _read(files: Import) -> Params:
     return found | ({'dropout': np.array(dropout, np.float32)} if dropped else {})
 
   def blank(weight: np.ndarray, like: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-    zeros = {name: np.zeros_like(value) for name, value in like.items()}
-    lengths = {'m': np.linalg.norm(weight, axis=-2)} if dora else {}
-    return zeros | lengths | {'scale': np.ones((), np.float32)}
+    return zeros(weight, like) | ({'m': np.linalg.norm(weight, axis=-2)} if dora else {})
 
   def part(found: dict[str, np.ndarray], rows: np.ndarray) -> dict[str, np.ndarray]:
     return found | {'b': found['b'][:, rows]} | ({'m': found['m'][rows]} if dora else {})

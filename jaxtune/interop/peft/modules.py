@@ -1,7 +1,8 @@
 """The modules of another tool's model, each with our leaves that its tensors are made of."""
 
 import dataclasses
-from collections.abc import Callable, Sequence
+import re
+from collections.abc import Callable, Collection, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -73,6 +74,49 @@ def modules_of(
       module = modules.setdefault(name, Module(name, {}))
       module.tensors.setdefault(kind, []).append(Piece(path, tuple(index), where.row))
   return modules
+
+
+def parts_of(pieces: Sequence[Piece]) -> list[np.ndarray]:
+  """Of a fused tensor the outputs of each piece; empty where a piece is all of its tensor."""
+  return [piece.row.part for piece in pieces if piece.row.part is not None]
+
+
+def by_part(pieces: Sequence[Piece], values: Sequence[np.ndarray]) -> np.ndarray:
+  """`[out]` of a tensor from the vectors of its pieces, one or the parts of a fused one."""
+  parts = parts_of(pieces)
+  if not parts:
+    return values[0]
+  out = np.zeros(sum(map(len, parts)), np.float32)
+  for rows, own in zip(parts, values, strict=True):
+    out[rows] = own
+  return out
+
+
+def side_by_side(pieces: Sequence[Piece], blocks: Sequence[np.ndarray | None]) -> np.ndarray:
+  """`[out, sum of r]` of a fused tensor from `[own outputs, r]` of its parts, None for no adapter.
+
+  Each part has columns of its own: a product of two such matrices is that of each part alone.
+  """
+  parts, own = parts_of(pieces), [block for block in blocks if block is not None]
+  out = np.zeros((sum(map(len, parts)), sum(block.shape[1] for block in own)), np.float32)
+  start = 0
+  for rows, block in zip(parts, blocks, strict=True):
+    if block is not None:
+      out[rows, start : start + block.shape[1]] = block
+      start += block.shape[1]
+  return out
+
+
+def owner_of(tensor: str, modules: Collection[str]) -> str:
+  """The module that a tensor's name begins with, the longest of several; '' for none."""
+  return max((name for name in modules if tensor.startswith(f'{name}.')), key=len, default='')
+
+
+def is_target(module: str, targets: str | Collection[str]) -> bool:
+  """PEFT's rule of `target_modules`: a list of ends of names, or an expression for whole names."""
+  if isinstance(targets, str):
+    return re.fullmatch(targets, module) is not None
+  return any(f'.{module}'.endswith(f'.{target}') for target in targets)
 
 
 def copies_of(model: ModelSpec, params: Params) -> list[Name]:

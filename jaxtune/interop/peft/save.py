@@ -19,7 +19,7 @@ from jaxtune.interop.peft.base import fingerprint
 from jaxtune.interop.peft.biases import bias_tensors, trained_biases
 from jaxtune.interop.peft.format import PREFIX, Export, Format, Written
 from jaxtune.interop.peft.formats import FORMATS
-from jaxtune.interop.peft.modules import VIRTUAL, Module, modules_of
+from jaxtune.interop.peft.modules import VIRTUAL, Module, is_target, modules_of, owner_of
 from jaxtune.interop.peft.whole import absent_modules, whole_modules, whole_tensors, with_inner
 from jaxtune.interop.tensors import open_safetensors
 from jaxtune.interop.write import new_folder, write_json
@@ -67,15 +67,8 @@ def save_peft(
     check_labels(tuple(labels), model.config.outputs)
   base = base or model.source or ''
   trained = _trained(params)
-  format, held = _format(params, trained)
-  modules = _modules(family, model, params, held)
-  bias, biased = trained_biases(modules, held, trained, format.biases)
-  whole = with_inner(
-    modules,
-    whole_modules(modules, held, trained, model, biased) | absent_modules(modules, family, base),
-    model,
-    params,
-  )
+  format, held, modules, (bias, biased), whole = _sorted_out(model, params, trained)
+  whole = with_inner(modules, whole | absent_modules(modules, family, base), model, params)
   _check_whole(format, whole)
   adapters = {name: module for name, module in modules.items() if name not in whole}
   written = format.write(Export(model, params, adapters, held, frozenset(whole)))
@@ -114,10 +107,7 @@ def adapter_obstacle(model: ModelSpec, params: Params) -> str | None:
 
   filled = jax.tree_util.tree_map_with_path(hollow, params)
   try:
-    format, held = _format(params, trained)
-    modules = _modules(family_of(model), model, params, held)
-    _, biased = trained_biases(modules, held, trained, format.biases)
-    whole = whole_modules(modules, held, trained, model, biased)
+    format, held, modules, _, whole = _sorted_out(model, params, trained)
     _check_whole(format, whole)
     adapters = {name: module for name, module in modules.items() if name not in whole}
     # What the writer refuses besides, it sees in shapes.
@@ -125,6 +115,17 @@ def adapter_obstacle(model: ModelSpec, params: Params) -> str | None:
   except InputError as error:
     return str(error).partition(';')[0]
   return None
+
+
+def _sorted_out(
+  model: ModelSpec, params: Params, trained: set[str]
+) -> tuple[Format, frozenset[str], dict[str, Module], tuple[str, set[str]], set[str]]:
+  """The kind of adapter, the paths of its leaves, all modules, biases that go by themselves, and
+  modules that go whole."""
+  format, held = _format(params, trained)
+  modules = _modules(family_of(model), model, params, held)
+  biases = trained_biases(modules, held, trained, format.biases)
+  return format, held, modules, biases, whole_modules(modules, held, trained, model, biases[1])
 
 
 def _trained(params: Params) -> set[str]:
@@ -255,10 +256,7 @@ def _read_back(folder: pathlib.Path, format: Format, written: Written) -> None:
     biased = config.get('bias', 'none') != 'none' and bare.endswith('.bias')
     beside = any(bare.startswith(f'{name}.') for name in written.beside)
     if modules and not (whole or biased or beside) and key.startswith(PREFIX):
-      # The module's own name is the longest of those that the key begins with.
-      owner = max((m for m in modules if bare.startswith(f'{m}.')), key=len, default='')
-      targets = config['target_modules']
-      if not any(f'.{owner}'.endswith(f'.{name}') for name in targets):
+      if not is_target(owner_of(bare, modules), config['target_modules']):
         raise InputError(f'the adapter would hold {key}, which PEFT would ignore')
     values = tensor.read().astype(np.float32)
     if not np.isfinite(values).all():
