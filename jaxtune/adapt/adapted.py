@@ -115,6 +115,39 @@ def selected(params: Params, select: Select, method: str) -> dict[str, Mapping[s
   return found
 
 
+def replaced(
+  params: Params,
+  select: Select,
+  method: str,
+  make: Callable[..., Any],
+  options: Mapping[str, Any],
+) -> tuple[Params, list[str]]:
+  """The parameters with `make(path, weight, **options)` for each chosen weight, and those paths.
+
+  Args:
+    params: the parameters; rules that they have stay.
+    select: see `selected`.
+    method: for the messages.
+    make: what takes a weight's place.
+    options: of `make`, unless a rule of `select` sets them.
+
+  Raises:
+    InputError: as `selected`; a rule sets an option that the method does not have.
+  """
+  chosen = selected(params, select, method)
+  for path, own in chosen.items():
+    for name in own:
+      if name not in options:
+        raise InputError(
+          f'{method}: select sets {name!r} for {path!r}; its options are {", ".join(options)}'
+        )
+  made = tree.map_weights(
+    lambda path, leaf: make(path, leaf, **{**options, **chosen[path]}) if path in chosen else leaf,
+    params,
+  )
+  return made, list(chosen)
+
+
 def wrap(
   params: Params,
   select: Select,
@@ -138,17 +171,7 @@ def wrap(
   Raises:
     InputError: as `selected`; a rule sets an option that the method does not have.
   """
-  chosen = selected(params, select, method)
-  for path, own in chosen.items():
-    for name in own:
-      if name not in options:
-        raise InputError(
-          f'{method}: select sets {name!r} for {path!r}; its options are {", ".join(options)}'
-        )
-  made = tree.map_weights(
-    lambda path, leaf: make(path, leaf, **{**options, **chosen[path]}) if path in chosen else leaf,
-    params,
-  )
+  made, chosen = replaced(params, select, method, make, options)
   rules: list[tuple[str, bool]] = []
   for path in map(re.escape, chosen):
     rules += [(rf'^{path}/({fields})$', True), (rf'^{path}/', False)]

@@ -13,6 +13,7 @@ import jax.numpy as jnp
 from jaxtune import ops
 from jaxtune.adapt.adapted import HEAD, Adapted, Select, matrix_sides, wrap
 from jaxtune.adapt.lora import path_key
+from jaxtune.adapt.lora_starts import uniform
 from jaxtune.typing import InputError, Key, Params
 
 ACTIVATIONS: dict[str, Callable[[jax.Array], jax.Array]] = {
@@ -119,10 +120,7 @@ def bottleneck(
       raise InputError(
         f'bottleneck: activation is {activation!r}; choose one of {", ".join(ACTIVATIONS)}'
       )
-    bound = outputs**-0.5  # Kaiming uniform with a = sqrt(5)
-    down = jax.random.uniform(
-      path_key(key, path), (*lead, outputs, width), minval=-bound, maxval=bound
-    )
+    down = uniform(path_key(key, path), (*lead, outputs, width), outputs)
     return Bottleneck(weight, down, jnp.zeros((*lead, width, outputs)), activation)
 
   return wrap(

@@ -13,6 +13,7 @@ from jax import lax
 from jaxtune import ops
 from jaxtune.adapt.adapted import HEAD, LINEAR, Adapted, Select, matrix_sides, wrap
 from jaxtune.adapt.lora import check_alpha, check_rank, path_key
+from jaxtune.adapt.lora_starts import begin
 from jaxtune.typing import Key, Params, is_weight
 
 _LEAST = 1e-6  # of the base's squared norm: what rounding leaves where an adapter cancels a column
@@ -133,12 +134,7 @@ def dora(
     lead, inputs, outputs = matrix_sides(path, weight, 'dora')
     check_rank(rank, path, inputs, outputs, 'dora')
     check_alpha(alpha, 'dora')
-    bound = inputs**-0.5
-    return dora_leaf(
-      weight,
-      jax.random.uniform(path_key(key, path), (*lead, inputs, rank), minval=-bound, maxval=bound),
-      jnp.zeros((*lead, rank, outputs)),
-      jnp.full(lead, alpha / rank, jnp.float32),
-    )
+    begun = begin('kaiming', path_key(key, path), weight, rank, alpha / rank, None)
+    return dora_leaf(*begun, jnp.full(lead, alpha / rank, jnp.float32))
 
   return wrap(params, select, 'dora', make, '[abm]', also, rank=rank, alpha=alpha)

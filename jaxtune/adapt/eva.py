@@ -108,7 +108,8 @@ def eva(
     InputError: no LoRA, one that has been trained or has changed its base, no batches, a user's own
       module.
   """
-  rules, batches = rules_of(params), list(batches)
+  rules_of(params)  # refuses what no method was applied to
+  batches = list(batches)
   chosen = _fresh(params)
   if not batches or (passes is not None and passes < 1):
     raise InputError('eva: there are no batches to take; give some, and passes of at least 1')
@@ -149,7 +150,7 @@ def eva(
     lambda path, leaf: dataclasses.replace(leaf, a=started[path]) if path in started else leaf,
     params,
   )
-  return Adapted(made, rules)
+  return made
 
 
 def _fresh(params: Params) -> dict[str, LoRA]:

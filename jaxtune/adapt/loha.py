@@ -13,6 +13,7 @@ import jax.numpy as jnp
 from jaxtune import ops
 from jaxtune.adapt.adapted import HEAD, LINEAR, Adapted, Select, matrix_sides, wrap
 from jaxtune.adapt.lora import check_alpha, check_rank, path_key
+from jaxtune.adapt.lora_starts import uniform
 from jaxtune.typing import Key, Params, is_weight
 
 
@@ -124,15 +125,12 @@ def loha(
     check_alpha(alpha, 'loha')
     keys = jax.random.split(path_key(key, path), 3)
 
-    def uniform(key: Key, rows: int, columns: int, bound: float) -> jax.Array:
-      return jax.random.uniform(key, (*lead, rows, columns), minval=-bound, maxval=bound)
-
     return LoHa(
       base=weight,
-      a1=uniform(keys[0], inputs, rank, inputs**-0.5),
-      b1=uniform(keys[1], rank, outputs, rank**-0.5),
+      a1=uniform(keys[0], (*lead, inputs, rank), inputs),
+      b1=uniform(keys[1], (*lead, rank, outputs), rank),
       a2=jnp.zeros((*lead, inputs, rank)),
-      b2=uniform(keys[2], rank, outputs, rank**-0.5),
+      b2=uniform(keys[2], (*lead, rank, outputs), rank),
       scale=jnp.full(lead, alpha / rank, jnp.float32),
     )
 

@@ -15,6 +15,7 @@ import jax.numpy as jnp
 from jaxtune import ops
 from jaxtune.adapt.adapted import HEAD, LINEAR, Adapted, Select, matrix_sides, wrap
 from jaxtune.adapt.lora import check_alpha, path_key
+from jaxtune.adapt.lora_starts import uniform
 from jaxtune.typing import InputError, Key, Params
 
 
@@ -175,20 +176,17 @@ def lokr(
     out1, out2 = factorization(outputs, decompose_factor)
     keys = jax.random.split(path_key(key, path), 3)
 
-    def uniform(key: Key, rows: int, columns: int, bound: float) -> jax.Array:
-      return jax.random.uniform(key, (*lead, rows, columns), minval=-bound, maxval=bound)
-
     fields: dict[str, jax.Array] = {}
     if decompose_both and rank < max(in1, out1) / 2:
-      fields['w1_a'] = uniform(keys[0], in1, rank, in1**-0.5)
+      fields['w1_a'] = uniform(keys[0], (*lead, in1, rank), in1)
       fields['w1_b'] = jnp.zeros((*lead, rank, out1))
     else:
       fields['w1'] = jnp.zeros((*lead, in1, out1))
     if rank < max(in2, out2) / 2:
-      fields['w2_a'] = uniform(keys[1], in2, rank, in2**-0.5)
-      fields['w2_b'] = uniform(keys[2], rank, out2, rank**-0.5)
+      fields['w2_a'] = uniform(keys[1], (*lead, in2, rank), in2)
+      fields['w2_b'] = uniform(keys[2], (*lead, rank, out2), rank)
     else:
-      fields['w2'] = uniform(keys[1], in2, out2, in2**-0.5)
+      fields['w2'] = uniform(keys[1], (*lead, in2, out2), in2)
     return LoKr(weight, jnp.full(lead, alpha / rank, jnp.float32), **fields)
 
   return wrap(

@@ -3,6 +3,7 @@
 import dataclasses
 import functools
 import re
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -99,6 +100,12 @@ def check_start(start: str, path: str, weight: Any) -> None:
     )
 
 
+def uniform(key: Key, shape: Sequence[int], fan_in: int) -> jax.Array:
+  """Uniform within `1 / sqrt(fan_in)`, torch's own start of a linear layer."""
+  bound = fan_in**-0.5
+  return jax.random.uniform(key, shape, minval=-bound, maxval=bound)
+
+
 def begin(start: str, key: Key, weight: Any, rank: int, scale: float, done: Any) -> Start:
   """The base and factors of a start; they multiply to the weight as it was.
 
@@ -114,8 +121,7 @@ def begin(start: str, key: Key, weight: Any, rank: int, scale: float, done: Any)
   shape = (*lead, inputs, rank)
   if start in ('kaiming', 'gaussian'):
     if start == 'kaiming':
-      bound = inputs**-0.5  # PEFT's start: Kaiming uniform with a = sqrt(5)
-      a = jax.random.uniform(key, shape, minval=-bound, maxval=bound)
+      a = uniform(key, shape, inputs)  # PEFT's start: Kaiming uniform with a = sqrt(5)
     else:
       a = jax.random.normal(key, shape) / rank
     return Start(weight, a, jnp.zeros((*lead, rank, outputs)))

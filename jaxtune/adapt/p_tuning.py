@@ -8,6 +8,7 @@ import dataclasses
 import jax
 
 from jaxtune.adapt.adapted import HEAD, Adapted
+from jaxtune.adapt.lora_starts import uniform
 from jaxtune.adapt.prompt import check_built_in, check_tokens, with_virtual
 from jaxtune.typing import InputError, Key, Params
 
@@ -82,8 +83,7 @@ def p_tuning(
   sides = [(width, hidden or width), (hidden or width,) * 2, (hidden or width, width)]
   layers = []
   for number, (inputs, outputs) in enumerate(sides):
-    bound = inputs**-0.5
     for own, shape in ((keys[2 * number], (inputs, outputs)), (keys[2 * number + 1], (outputs,))):
-      layers.append(jax.random.uniform(own, shape, minval=-bound, maxval=bound))
+      layers.append(uniform(own, shape, inputs))
   leaf = EncodedPrompt(jax.random.normal(embed_key, (tokens, width)), *layers)
   return with_virtual(params, 'prompt', {'tokens': leaf}, also)

@@ -13,8 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from jaxtune import tree
-from jaxtune.adapt.adapted import LINEAR, Adapted, Select, is_adapter, matrix_sides, selected
+from jaxtune.adapt.adapted import LINEAR, Select, is_adapter, matrix_sides, replaced
 from jaxtune.optim.codecs import Blocks, dynamic_8bit
 from jaxtune.typing import InputError, Key, Params, is_weight
 
@@ -252,20 +251,7 @@ def quantize(
   """
   del key
   options = {'kind': kind, 'block': block, 'double': double}
-  chosen = selected(params, select, 'quantize')
-
-  def one(path: str, leaf: Any) -> Any:
-    if path not in chosen:
-      return leaf
-    for name in chosen[path]:
-      if name not in options:
-        raise InputError(
-          f'quantize: select sets {name!r} for {path!r}; its options are {", ".join(options)}'
-        )
-    return _quantized(path, leaf, **{**options, **chosen[path]})
-
-  made = tree.map_weights(one, params)
-  return Adapted(made, params.rules) if isinstance(params, Adapted) else made
+  return replaced(params, select, 'quantize', _quantized, options)[0]
 
 
 def _quantized(path: str, leaf: Any, kind: Kind, block: int, double: bool) -> Any:
