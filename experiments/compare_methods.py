@@ -15,7 +15,9 @@ import rich.table
 from absl import flags
 from ml_collections import config_flags
 
-from experiments import build, entry, workdir
+from experiments import dataset, entry, workdir
+from experiments.comparison import folder as folders
+from experiments.comparison.log import open_log
 from experiments.keys import Config
 from experiments.strategies import contest, page, settings, verdict, words
 from experiments.tuned import Tuned
@@ -34,20 +36,12 @@ def main() -> int:
 def start(config: Config, folder: str | None, *, dry_run: bool = False) -> int:
   """Runs a comparison in a folder, or prints what it would do; returns the exit code."""
   settings.check(config)
-  console = rich.console.Console(highlight=False)
-  if not console.is_terminal:
-    console.width = 110  # a log file has no width of its own
+  console = folders.console(110)
   if dry_run:
     plan(console, config)
     return 0
-  if not folder:
-    raise InputError('--workdir is missing: the folder of this comparison')
-  path = pathlib.Path(folder)
-  workdir.check(path, config)
-  done = workdir.result(path)
-  if done:
-    console.print(f'{path} holds this comparison, finished; nothing to do', soft_wrap=True)
-    console.print(done['headline'], f'report   {path / "report.html"}', sep='\n', soft_wrap=True)
+  path = folders.unfinished(config, folder, console)
+  if path is None:
     return 0
   run, corpus = prepared(config)
   workdir.claim(path, config)  # only now: a comparison that cannot be built leaves no trace
@@ -68,15 +62,15 @@ def plan(console: rich.console.Console, config: Config) -> None:
     )
 
 
-def prepared(config: Config) -> tuple[Tuned, build.Corpus]:
+def prepared(config: Config) -> tuple[Tuned, dataset.Corpus]:
   """The model as it is, and the rows of the job."""
   one = settings.base(config)
-  source = build.resolve(config.model)
+  source = dataset.resolve(config.model)
   # Weights that train are float32: a small update to a bfloat16 weight rounds to none.
   model, params = interop.load(source, dtype='float32')
   tokenizer, special = interop.load_tokenizer(source), interop.special_tokens(source)
-  records, notes = build.read_records(one)
-  corpus = build.encode(one, tokenizer, special, model, records, notes)
+  records, notes = dataset.read_records(one)
+  corpus = dataset.encode(one, tokenizer, special, model, records, notes)
   run = Tuned(one, model, params, tokenizer, special, corpus.names, source)
   return run, corpus
 
@@ -85,11 +79,11 @@ def compare(
   config: Config,
   folder: pathlib.Path,
   run: Tuned,
-  corpus: build.Corpus,
+  corpus: dataset.Corpus,
   console: rich.console.Console,
 ) -> int:
   """All strategies, then the page; returns the exit code."""
-  log = contest.open_log(folder)
+  log = open_log(folder)
   entries: dict[str, contest.Entry] = {}
   skipped: dict[str, str] = {}
   with entry.interruptible() as stop, console.status('starting') as status:
@@ -123,7 +117,7 @@ def judged(
   config: Config,
   entries: dict[str, contest.Entry],
   skipped: dict[str, str],
-  corpus: build.Corpus,
+  corpus: dataset.Corpus,
 ) -> page.Results:
   """The differences between strategies."""
   c = config.compare

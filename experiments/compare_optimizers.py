@@ -21,12 +21,12 @@ from ml_collections import config_flags
 
 from experiments import entry, workdir
 from experiments.comparison import contest, effects, memory, page, settings, summary
+from experiments.comparison import folder as folders
 from experiments.comparison.lanes import Segment
 from experiments.comparison.language import language
 from experiments.comparison.log import open_log
 from experiments.comparison.tasks import Task, digits, quadratic
 from experiments.keys import Config
-from jaxtune.typing import InputError
 
 CONFIG = config_flags.DEFINE_config_file('config', None, 'The configuration, a file in configs/.')
 WORKDIR = flags.DEFINE_string('workdir', None, 'The folder of this run.')
@@ -41,20 +41,12 @@ def main() -> int:
 def start(config: Config, folder: str | None, *, dry_run: bool = False) -> int:
   """Runs a comparison in a folder, or prints what it would do; returns the exit code."""
   settings.check(config)
-  console = rich.console.Console(highlight=False)
-  if not console.is_terminal:
-    console.width = 100  # a log file has no width of its own
+  console = folders.console(100)
   if dry_run:
     summary.plan(console, config, make_tasks(config))
     return 0
-  if not folder:
-    raise InputError('--workdir is missing: the folder of this run')
-  path = pathlib.Path(folder)
-  workdir.check(path, config)
-  done = workdir.result(path)
-  if done:
-    console.print(f'{path} holds this comparison, finished; nothing to do', soft_wrap=True)
-    console.print(done['headline'], f'report   {path / "report.html"}', sep='\n', soft_wrap=True)
+  path = folders.unfinished(config, folder, console)
+  if path is None:
     return 0
   tasks = make_tasks(config)
   workdir.claim(path, config)  # only now: a comparison that cannot be built leaves no trace

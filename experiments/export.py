@@ -11,7 +11,7 @@ import pathlib
 import numpy as np
 from absl import flags
 
-from experiments import build, entry, tuned
+from experiments import dataset, entry, tuned
 from experiments.tuned import Tuned
 from jaxtune import adapt, data, interop, tree
 from jaxtune.data.batch import Batch
@@ -48,9 +48,9 @@ def example(run: Tuned) -> Batch:
   """A few rows of the run's data; token ids in order where that is gone."""
   config = run.config
   try:
-    splits, _ = build.read_records(config)
+    splits, _ = dataset.read_records(config)
     rows = next(rows for name in ('test', 'valid', 'train') if (rows := splits[name]))[:ROWS]
-    part = build.encode_rows(config, run.tokenizer, run.special, rows, run.names, labelled=False)
+    part = dataset.encode_rows(config, run.tokenizer, run.special, rows, run.names, labelled=False)
     (batch,) = data.eval_batches(
       part.examples, len(part.examples), max_length=config.data.max_length
     )

@@ -6,7 +6,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from experiments import build, keys, workdir
+from experiments import dataset, keys, workdir
 from experiments.build import Job
 from jaxtune import adapt, data, interop, plan, report, tree
 from jaxtune.models import ModelSpec
@@ -23,7 +23,7 @@ def export(job: Job, params: Params, folder: pathlib.Path, card: str) -> None:
       folder,
       job.model,
       params,
-      base=build.resolve(config.model),
+      base=dataset.resolve(config.model),
       labels=labels,
       card=card,
       name=config.export.base or config.model,
@@ -32,11 +32,11 @@ def export(job: Job, params: Params, folder: pathlib.Path, card: str) -> None:
   if interop.merge_obstacle(params):
     interop.save_trained(folder, job.model, params, labels=labels, card=card)
     return
-  source = build.resolve(config.model) if config.model else None
+  source = dataset.resolve(config.model) if config.model else None
   interop.save_hf(folder, job.model, params, source=source, labels=labels)
   if not source:
     job.tokenizer.save(str(folder / 'tokenizer.json'))
-    tokens = {'tokenizer_class': 'PreTrainedTokenizerFast', 'eos_token': build.END_OF_TEXT}
+    tokens = {'tokenizer_class': 'PreTrainedTokenizerFast', 'eos_token': dataset.END_OF_TEXT}
     workdir.write_json(folder / 'tokenizer_config.json', tokens)
 
 
@@ -45,11 +45,8 @@ def outputs(
 ) -> np.ndarray:
   """The outputs `[N, C]` of a classifier or regressor for every example."""
   apply = jax.jit(model.apply)
-  rows = []
-  for batch in build.eval_batches(config, part):
-    real = batch['weight'] > 0
-    rows.append(np.asarray(apply(params, batch['tokens'], batch['mask']))[real])
-  return np.concatenate(rows)
+  batches = dataset.eval_batches(config, part)
+  return dataset.of_real_rows(batches, lambda b: apply(params, b['tokens'], b['mask']))
 
 
 def scores(job: Job, folder: pathlib.Path) -> dict[str, dict[str, Any]]:

@@ -23,7 +23,7 @@ import jax
 import tokenizers
 from absl import flags
 
-from experiments import build, entry, tuned
+from experiments import dataset, entry, tuned
 from jaxtune import data, interop, models, report
 from jaxtune.data.by_length import longest_first
 from jaxtune.interop import SpecialTokens
@@ -104,7 +104,7 @@ def sampling() -> models.Sampling:
 def load() -> Speaker:
   """The model that the flags name."""
   if WORKDIR.value is None:
-    source = build.resolve(MODEL.value or '')
+    source = dataset.resolve(MODEL.value or '')
     # Nothing is lost, and XLA's products of bfloat16 take several times as long on a CPU.
     dtype = DTYPE.value or ('float32' if jax.default_backend() == 'cpu' else None)
     model, params = interop.load(source, dtype=dtype)

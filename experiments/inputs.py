@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 
 import jax
 
-from experiments import build
+from experiments import build, dataset
 from experiments.build import Job
 from jaxtune import data, losses, shard, train
 from jaxtune.data.batch import Batch
@@ -49,8 +49,8 @@ def texts(job: Job) -> Inputs:
     seed=config.seed,
     pack=config.data.pack,
   )
-  valid = build.eval_batches(config, job.corpus.valid)
-  test = build.eval_batches(config, job.corpus.test)
+  valid = dataset.eval_batches(config, job.corpus.valid)
+  test = dataset.eval_batches(config, job.corpus.test)
   return Inputs(job.model, job.objective, batches, valid, test)
 
 

@@ -18,7 +18,7 @@ import jax
 import numpy as np
 from absl import flags
 
-from experiments import build, entry, finish, tuned
+from experiments import dataset, entry, finish, tuned
 from jaxtune import data, report
 from jaxtune.typing import InputError
 
@@ -35,7 +35,9 @@ def main() -> int:
   taken = [name for name in ('predicted', *columns(run.names)) if name in rows[0]]
   if taken:
     raise InputError(f'{INPUT.value}: column {taken[0]!r} is one that predict writes; rename it')
-  part = build.encode_rows(run.config, run.tokenizer, run.special, rows, run.names, labelled=False)
+  part = dataset.encode_rows(
+    run.config, run.tokenizer, run.special, rows, run.names, labelled=False
+  )
   outputs = finish.outputs(run.config, run.model, run.params, part)
   labelled = [
     {**row, **values} for row, values in zip(rows, predictions(outputs, run.names), strict=True)

@@ -5,7 +5,7 @@ from typing import NamedTuple
 
 import tokenizers
 
-from experiments import build, workdir
+from experiments import build, dataset, workdir
 from experiments.keys import Config
 from jaxtune import interop
 from jaxtune.models import ModelSpec
@@ -35,7 +35,7 @@ def open_run(folder: str) -> Tuned:
   if workdir.result(path) is None:
     raise InputError(f'{path} holds a run that is not finished; start it again to go on with it')
   export = path / 'export'
-  base = build.resolve(config.model) if config.model else None
+  base = dataset.resolve(config.model) if config.model else None
   if base and (export / 'adapter_config.json').exists():
     model, params = interop.load(base)
     model, params = interop.adapter_head(export, model, params)

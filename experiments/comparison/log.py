@@ -23,8 +23,17 @@ class Curves(NamedTuple):
 
 
 class Log(NamedTuple):
+  """A file of JSON lines, and what it holds."""
+
   path: pathlib.Path
   lines: list[dict[str, Any]]
+
+  def add(self, line: dict[str, Any]) -> dict[str, Any]:
+    """Writes a line at the end; returns it."""
+    self.lines.append(line)
+    with open(self.path, 'a', encoding='utf-8') as file:
+      file.write(json.dumps(line, allow_nan=False) + '\n')
+    return line
 
 
 def open_log(folder: pathlib.Path) -> Log:
@@ -62,10 +71,7 @@ def curves(
     found = []
     for segment in run_lanes(compiled(), lanes, boundaries):
       line = {'step': segment.step, **group, **_json(segment)}
-      found.append(line)
-      log.lines.append(line)
-      with open(log.path, 'a', encoding='utf-8') as file:
-        file.write(json.dumps(line, allow_nan=False) + '\n')
+      found.append(log.add(line))
       show(segment)
 
   def joined(name: str) -> np.ndarray:

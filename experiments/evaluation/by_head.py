@@ -7,7 +7,7 @@ import jax
 import numpy as np
 from scipy import special
 
-from experiments import build
+from experiments import dataset
 from experiments.evaluation.batches import each
 from experiments.evaluation.measured import Measured, Scores
 from experiments.tuned import Tuned
@@ -15,10 +15,10 @@ from jaxtune import data
 from jaxtune.report import scores
 
 
-def measure(run: Tuned, rows: Sequence[build.Record]) -> Measured:
+def measure(run: Tuned, rows: Sequence[dataset.Record]) -> Measured:
   """Cross-entropy, accuracy, F1 and Matthews' correlation; or errors and correlations."""
   config = run.config
-  part = build.encode_rows(config, run.tokenizer, run.special, rows, run.names)
+  part = dataset.encode_rows(config, run.tokenizer, run.special, rows, run.names)
   apply = functools.partial(jax.jit(run.model.apply), run.params)
   outputs = each(run, part.examples, lambda batch: apply(batch['tokens'], batch['mask']))
   texts = [run.tokenizer.decode(example['tokens'].tolist()) for example in part.examples]

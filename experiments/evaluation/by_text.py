@@ -7,7 +7,7 @@ from typing import Any
 
 import jax
 
-from experiments import build
+from experiments import dataset
 from experiments.evaluation import by_head
 from experiments.evaluation.batches import each
 from experiments.evaluation.measured import Measured, Scores
@@ -20,10 +20,10 @@ from jaxtune.report.interval import Interval
 CHUNK = 256  # predictions whose logits are held at a time
 
 
-def measure(run: Tuned, rows: Sequence[build.Record]) -> Measured:
+def measure(run: Tuned, rows: Sequence[dataset.Record]) -> Measured:
   """Nats a supervised token, perplexity, and the share of tokens that are the likeliest."""
   config = run.config
-  part = build.encode_rows(config, run.tokenizer, run.special, rows, ())
+  part = dataset.encode_rows(config, run.tokenizer, run.special, rows, ())
   chunk = config.train.chunk or CHUNK
   score = jax.jit(functools.partial(likelihood.log_likelihood, run.model, chunk=chunk))
 

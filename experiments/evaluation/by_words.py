@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 from scipy import special
 
-from experiments import build
+from experiments import dataset
 from experiments.evaluation import by_head
 from experiments.evaluation.batches import each
 from experiments.evaluation.measured import Measured
@@ -23,14 +23,16 @@ from jaxtune.typing import InputError
 WITHOUT_CONTENT = ('N/A', '[MASK]')  # two of the three texts of Zhao et al. 2021; '' is no text
 
 
-def measure(run: Tuned, rows: Sequence[build.Record], train: Sequence[build.Record]) -> Measured:
+def measure(
+  run: Tuned, rows: Sequence[dataset.Record], train: Sequence[dataset.Record]
+) -> Measured:
   """Accuracy, F1 and Matthews' correlation of the likeliest words; `train` gives the examples."""
   config, c = run.config, run.config.evaluate
   field, text = config.data.label, config.data.text
   words = label_words(c.words) or {name: name for name in data.label_names(train, field)}
   names = tuple(words)
   labels = few_shot.label_places(rows, field, names)
-  shown: list[tuple[build.Record, str]] = []
+  shown: list[tuple[dataset.Record, str]] = []
   if c.shots:
     candidates = few_shot.label_places(train, field, names)
     chosen = few_shot.draw_examples(candidates, names, c.shots, c.seed)

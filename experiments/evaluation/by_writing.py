@@ -4,7 +4,7 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
-from experiments.build import Record
+from experiments.dataset import Record
 from experiments.evaluation.measured import Measured
 from experiments.keys import Config
 from experiments.tuned import Tuned

@@ -2,7 +2,7 @@
 
 import json
 
-from experiments import build, keys, tuned
+from experiments import dataset, keys, tuned
 from experiments.evaluation import by_head, by_text, by_words, by_writing, output
 from experiments.evaluation.measured import Measured
 from experiments.keys import Config
@@ -47,7 +47,7 @@ def pretrained(config: Config) -> Tuned:
   """
   if not config.model:
     raise InputError('model is empty; give one with --config.model=...')
-  source = build.resolve(config.model)
+  source = dataset.resolve(config.model)
   model, params = interop.load(source)
   return Tuned(
     config=config,
@@ -71,12 +71,12 @@ def measure(run: Tuned, folder: str | None, path: str) -> tuple[Measured, str]:
   """What the model of a run does on rows of a file or the test rows, and what rows these are."""
   config = run.config
   written = by_writing.metrics(config)
-  splits: dict[str, list[build.Record]] = {'train': []}
+  splits: dict[str, list[dataset.Record]] = {'train': []}
   if not path or config.task == 'classification' and run.model.task == 'causal_lm':
-    splits, _ = build.read_records(config)  # a language model may be shown training rows
+    splits, _ = dataset.read_records(config)  # a language model may be shown training rows
   rows, about = splits.get('test', []), 'the test rows of the run' if folder else 'the test rows'
   if path:
-    rows, about = build.read_rows(config, path), path
+    rows, about = dataset.read_rows(config, path), path
   if not rows:
     raise InputError(
       f'{folder}: the run held out no test rows (data.test is 0); give a file with --data'

@@ -3,20 +3,18 @@
 metrics.jsonl gets a line a run; a comparison that is started again goes on behind the last of them.
 """
 
-import json
-import pathlib
 import time
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import numpy as np
 
-from experiments import build
+from experiments import dataset
+from experiments.comparison.log import Log
 from experiments.keys import Config
 from experiments.strategies import trained, untrained
 from experiments.strategies.settings import UNTRAINED, Strategy
 from experiments.tuned import Tuned
-from jaxtune import report
 from jaxtune.typing import InputError
 
 
@@ -41,35 +39,11 @@ class Entry(NamedTuple):
   cost: trained.Cost | None
 
 
-class Log(NamedTuple):
-  """The lines of `metrics.jsonl`, and where they are."""
-
-  path: pathlib.Path
-  lines: list[dict[str, Any]]
-
-  def find(self, **group: Any) -> dict[str, Any] | None:
-    return next((line for line in self.lines if group.items() <= line.items()), None)
-
-  def add(self, **line: Any) -> dict[str, Any]:
-    self.lines.append(line)
-    with open(self.path, 'a', encoding='utf-8') as file:
-      file.write(json.dumps(line) + '\n')
-    return line
-
-
-def open_log(folder: pathlib.Path) -> Log:
-  """The log of a folder, with the whole lines of an earlier start."""
-  path = folder / 'metrics.jsonl'
-  lines = report.read_metrics(path) if path.exists() else []
-  report.replace_file(path, ''.join(json.dumps(line) + '\n' for line in lines).encode())
-  return Log(path, lines)
-
-
 def enter(
   config: Config,
   strategy: Strategy,
   run: Tuned,
-  corpus: build.Corpus,
+  corpus: dataset.Corpus,
   log: Log,
   show: Callable[[str], None],
   stop: Callable[[], bool],
@@ -91,7 +65,7 @@ def enter(
 
   def one(stage: str, rate: float, seed: int) -> dict[str, Any]:
     group = {'strategy': strategy.label, 'stage': stage, 'learning_rate': rate, 'seed': seed}
-    if found := log.find(**group):
+    if found := _found(log, group):
       return found
     machine = runner()
     show(f'{strategy.label}  {stage}  rate {rate:g}  seed {seed}')
@@ -102,14 +76,16 @@ def enter(
     if outcome is None:
       raise KeyboardInterrupt
     return log.add(
-      step=config.train.steps,
-      **group,
-      valid_loss=outcome.valid if np.isfinite(outcome.valid) else None,
-      accuracy=float(outcome.correct.mean()),
-      correct=_packed(outcome.correct),
-      seconds=round(outcome.seconds, 3),
-      trained=machine.cost.trained,
-      bytes=machine.cost.bytes,
+      {
+        'step': config.train.steps,
+        **group,
+        'valid_loss': outcome.valid if np.isfinite(outcome.valid) else None,
+        'accuracy': float(outcome.correct.mean()),
+        'correct': _packed(outcome.correct),
+        'seconds': round(outcome.seconds, 3),
+        'trained': machine.cost.trained,
+        'bytes': machine.cost.bytes,
+      }
     )
 
   seeds = range(config.compare.tuning_seeds)
@@ -134,13 +110,13 @@ def enter(
 
 
 def _untrained(
-  config: Config, strategy: Strategy, run: Tuned, corpus: build.Corpus, log: Log
+  config: Config, strategy: Strategy, run: Tuned, corpus: dataset.Corpus, log: Log
 ) -> Entry:
   few = strategy.label == 'few_shot'
   lines = []
   for seed in range(config.compare.seeds) if few else range(1):
     group = {'strategy': strategy.label, 'stage': 'comparison', 'seed': seed}
-    line = log.find(**group)
+    line = _found(log, group)
     if line is None:
       began = time.perf_counter()
       guess = (
@@ -148,17 +124,23 @@ def _untrained(
         if few
         else untrained.zero_shot(config, run, corpus)
       )
-      right = untrained.correct(guess, corpus.test.examples)
+      right = trained.correct(guess, corpus.test.examples)
       line = log.add(
-        step=0,
-        **group,
-        accuracy=float(right.mean()),
-        correct=_packed(right),
-        seconds=round(time.perf_counter() - began, 3),
+        {
+          'step': 0,
+          **group,
+          'accuracy': float(right.mean()),
+          'correct': _packed(right),
+          'seconds': round(time.perf_counter() - began, 3),
+        }
       )
     lines.append(line)
   correct = np.stack([_unpacked(line['correct']) for line in lines])
   return Entry(strategy, None, False, {}, correct, lines[0]['seconds'], None)
+
+
+def _found(log: Log, group: dict[str, Any]) -> dict[str, Any] | None:
+  return next((line for line in log.lines if group.items() <= line.items()), None)
 
 
 def _loss(line: dict[str, Any]) -> float:

@@ -1,13 +1,13 @@
 """One method in one compiled step, run at any learning rate from any seed."""
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
 import numpy as np
 
-from experiments import build
+from experiments import build, dataset
 from experiments.keys import Config
 from experiments.strategies import settings
 from experiments.strategies.settings import Strategy
@@ -43,7 +43,7 @@ class Runner(NamedTuple):
 
 
 def runner(
-  config: Config, strategy: Strategy, body: tuple[ModelSpec, Params], corpus: build.Corpus
+  config: Config, strategy: Strategy, body: tuple[ModelSpec, Params], corpus: dataset.Corpus
 ) -> Runner:
   """Compiles the step of a strategy; `run(rate, seed, stop)` is None when it was stopped.
 
@@ -79,7 +79,8 @@ def runner(
   place = jax.tree.map(lambda x: x.sharding, (program.state, program.frozen))
   apply = jax.jit(lambda trainable, frozen, tokens, mask: model.apply(
     tree.combine(trainable, frozen), tokens, mask))  # fmt: skip
-  valid, test = (build.eval_batches(config, part) for part in (corpus.valid, corpus.test))
+  evaluation = jax.jit(train.make_evaluation(objective))
+  valid, test = (dataset.eval_batches(config, part) for part in (corpus.valid, corpus.test))
 
   def run(rate: float, seed: int, stop: Callable[[], bool]) -> Outcome | None:
     trainable, frozen = adapt.trainable(start(seed))
@@ -92,23 +93,15 @@ def runner(
     seconds = time.perf_counter() - began
     if int(state.step) < steps:
       return None
-    logits, labels = _outputs(apply, state.trainable, frozen, valid)
-    shifted = logits - logits.max(axis=1, keepdims=True)
-    nats = np.log(np.exp(shifted).sum(axis=1)) - shifted[np.arange(len(labels)), labels]
-    guess, truth = _outputs(apply, state.trainable, frozen, test)
-    return Outcome(float(nats.mean()), guess.argmax(axis=1) == truth, seconds)
+    loss = train.evaluate(evaluation, state.trainable, frozen, valid, place=program.place)['loss']
+    logits = dataset.of_real_rows(
+      test, lambda b: apply(state.trainable, frozen, b['tokens'], b['mask'])
+    )
+    return Outcome(loss, correct(logits.argmax(axis=1), corpus.test.examples), seconds)
 
   return Runner(Cost(tree.count(program.state.trainable), forecast.total), run)
 
 
-def _outputs(
-  apply: Callable[..., jax.Array], trainable: Params, frozen: Params, batches: list[dict[str, Any]]
-) -> tuple[np.ndarray, np.ndarray]:
-  """Logits `[N, C]` and labels `[N]` of the real rows."""
-  logits, labels = [], []
-  for batch in batches:
-    real = batch['weight'] > 0
-    out = np.asarray(apply(trainable, frozen, batch['tokens'], batch['mask']), np.float64)
-    logits.append(out[real])
-    labels.append(np.asarray(batch['label'])[real])
-  return np.concatenate(logits), np.concatenate(labels)
+def correct(guess: np.ndarray, examples: Sequence[Mapping[str, np.ndarray]]) -> np.ndarray:
+  """Which rows are right, bool `[N]`."""
+  return guess == np.array([int(example['label']) for example in examples])

@@ -1,13 +1,12 @@
 """Zero-shot and few-shot: what the model knows before any step."""
 
 import functools
-from collections.abc import Sequence
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from experiments import build
+from experiments import dataset
 from experiments.evaluation import by_words
 from experiments.keys import Config
 from experiments.strategies import settings
@@ -17,18 +16,18 @@ from jaxtune.data import few_shot
 from jaxtune.typing import InputError
 
 
-def zero_shot(config: Config, run: Tuned, corpus: build.Corpus) -> np.ndarray:
+def zero_shot(config: Config, run: Tuned, corpus: dataset.Corpus) -> np.ndarray:
   """The label whose description is nearest to the text; of a decoder, whose word is likeliest."""
   if run.model.family == 'decoder':
     return _asked(config, run, corpus, 0, 0)
   texts = settings.descriptions(config, corpus.names)
-  described = build.encode_rows(
+  described = dataset.encode_rows(
     run.config, run.tokenizer, run.special, [{config.data.text: text} for text in texts], (), False
   )
   return _nearest(_embedded(run, corpus.test), _embedded(run, described))
 
 
-def few_shot_of(config: Config, run: Tuned, corpus: build.Corpus, seed: int) -> np.ndarray:
+def few_shot_of(config: Config, run: Tuned, corpus: dataset.Corpus, seed: int) -> np.ndarray:
   """The label whose mean embedding over a few labelled rows is nearest; of a decoder, by prompt.
 
   Prototypes (Snell et al. 2017, arXiv:1703.05175, equation 1) on normalized sentence embeddings.
@@ -44,7 +43,7 @@ def few_shot_of(config: Config, run: Tuned, corpus: build.Corpus, seed: int) -> 
   return _nearest(_embedded(run, corpus.test), means)
 
 
-def _asked(config: Config, run: Tuned, corpus: build.Corpus, shots: int, seed: int) -> np.ndarray:
+def _asked(config: Config, run: Tuned, corpus: dataset.Corpus, shots: int, seed: int) -> np.ndarray:
   one = run.config.copy_and_resolve_references()
   one.evaluate.shots, one.evaluate.seed = shots, seed
   found = by_words.measure(
@@ -60,18 +59,10 @@ def _embedded(run: Tuned, part: data.Encoded) -> np.ndarray:
   except InputError:
     pooling = 'mean'
   embed = jax.jit(functools.partial(models.embed, run.model, pooling=pooling))
-  rows = []
-  for batch in build.eval_batches(run.config, part):
-    real = batch['weight'] > 0
-    rows.append(np.asarray(embed(run.params, batch['tokens'], batch['mask']))[real])
-  return np.concatenate(rows)
+  batches = dataset.eval_batches(run.config, part)
+  return dataset.of_real_rows(batches, lambda b: embed(run.params, b['tokens'], b['mask']))
 
 
 def _nearest(rows: np.ndarray, means: np.ndarray) -> np.ndarray:
   means = means / np.linalg.norm(means, axis=1, keepdims=True)
   return np.asarray(jnp.argmax(jnp.asarray(rows @ means.T), axis=1))
-
-
-def correct(guess: np.ndarray, examples: Sequence[dict[str, np.ndarray]]) -> np.ndarray:
-  """Which rows are right, bool `[N]`."""
-  return guess == np.array([int(example['label']) for example in examples])

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 import jaxtune as jt
-from experiments import build, finish, tuned
+from experiments import build, dataset, finish, tuned
 from jaxtune.typing import InputError
 
 SHORT = {'train.steps': 2, 'train.eval_every': 0, 'train.save_every': 0}
@@ -192,7 +192,7 @@ def test_predict_agrees_with_the_model(finished, command, files, tmp_path):
   given = [json.loads(line) for line in (files / 'films.jsonl').read_text().splitlines()]
   assert [{name: row[name] for name in ('text', 'label', 'stars')} for row in rows] == given
   run = tuned.open_run(str(finished))
-  part = build.encode_rows(run.config, run.tokenizer, run.special, given, run.names)
+  part = dataset.encode_rows(run.config, run.tokenizer, run.special, given, run.names)
   logits = finish.outputs(run.config, run.model, run.params, part)
   np.testing.assert_allclose(
     [row['probability good'] for row in rows], jax.nn.softmax(logits)[:, 1], atol=1e-6
