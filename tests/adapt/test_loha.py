@@ -7,6 +7,7 @@ import pytest
 
 from jaxtune import adapt, ops
 from jaxtune.typing import InputError
+from tests.adapt.leaves import check_stack
 
 L, IN, OUT, R = 2, 6, 5, 2
 KEY = jax.random.key(0)
@@ -32,23 +33,7 @@ def dense(w):
 def test_products_are_those_of_the_dense_matrices(nested):
   """Also in a stack, of which scan takes one layer after the other."""
   w = leaf((L,), leaf((L,), seed=1) if nested else None)
-  matrices = dense(w)
-  rng = np.random.default_rng(9)
-  x, y = (np.float32(rng.normal(size=(2, 4, n))) for n in (IN, OUT))
-  ids = rng.integers(0, IN, (2, 4))
-
-  @jax.jit
-  def products(w):
-    each = jax.lax.scan(
-      lambda _, w: (None, (ops.dot(x, w), ops.dot_transposed(y, w), ops.take(w, ids))), None, w
-    )[1]
-    return *each, ops.materialize(w)
-
-  turned = np.einsum('bto,lio->lbti', y, matrices)
-  want = np.einsum('bti,lio->lbto', x, matrices), turned, matrices[:, ids], matrices
-  for a, b in zip(products(w), want, strict=True):
-    np.testing.assert_allclose(a, b, atol=1e-4)
-  assert w.shape == matrices.shape
+  check_stack(w, dense(w), 1e-4)
 
 
 def test_the_update_has_the_square_of_the_rank():

@@ -8,6 +8,7 @@ import pytest
 from jaxtune import adapt, ops
 from jaxtune.adapt.lokr import factorization
 from jaxtune.typing import InputError
+from tests.adapt.leaves import check_stack
 
 L, R = 2, 2
 IN, OUT = (2, 6), (3, 5)
@@ -56,24 +57,7 @@ CASES = {
 @pytest.mark.parametrize('name', CASES)
 def test_products_are_those_of_the_dense_matrices(name):
   w = CASES[name]()
-  matrices = dense(w)
-  inputs, outputs = w.shape[-2:]
-  rng = np.random.default_rng(9)
-  x, y = (np.float32(rng.normal(size=(2, 4, n))) for n in (inputs, outputs))
-  ids = rng.integers(0, inputs, (2, 4))
-
-  @jax.jit
-  def products(w):
-    each = jax.lax.scan(
-      lambda _, w: (None, (ops.dot(x, w), ops.dot_transposed(y, w), ops.take(w, ids))), None, w
-    )[1]
-    return *each, ops.materialize(w)
-
-  turned = np.einsum('bto,lio->lbti', y, matrices)
-  want = np.einsum('bti,lio->lbto', x, matrices), turned, matrices[:, ids], matrices
-  for a, b in zip(products(w), want, strict=True):
-    np.testing.assert_allclose(a, b, atol=2e-4)
-  assert w.shape == matrices.shape
+  check_stack(w, dense(w), 2e-4)
 
 
 def test_the_forward_pass_costs_about_what_a_lora_does():

@@ -15,6 +15,7 @@ from peft.utils import merge_utils  # noqa: E402
 
 from jaxtune import adapt, interop  # noqa: E402
 from jaxtune.adapt.task_vectors import merge_tensors  # noqa: E402
+from tests.interop.adapters import tiny_llama  # noqa: E402
 
 pytestmark = [
   pytest.mark.peers,
@@ -36,19 +37,7 @@ def logits(model):
 def two(tmp_path_factory):
   """A folder of a random Llama, and of two adapters on it, of rank 4 and of alpha 8 and 12."""
   folder = tmp_path_factory.mktemp('two')
-  torch.manual_seed(0)
-  config = transformers.LlamaConfig(
-    vocab_size=96,
-    hidden_size=32,
-    intermediate_size=48,
-    num_hidden_layers=2,
-    num_attention_heads=4,
-    num_key_value_heads=2,
-    initializer_range=0.2,
-    tie_word_embeddings=True,
-    pad_token_id=0,
-  )
-  transformers.LlamaForCausalLM(config).save_pretrained(folder / 'base')
+  tiny_llama(folder / 'base', layers=2)
   for name, alpha in (('one', 8), ('two', 12)):
     base = transformers.AutoModelForCausalLM.from_pretrained(folder / 'base')
     lora = peft.LoraConfig(r=4, lora_alpha=alpha, target_modules=['q_proj', 'up_proj'])

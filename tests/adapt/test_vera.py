@@ -7,6 +7,7 @@ import pytest
 
 from jaxtune import adapt, ops, tree
 from jaxtune.typing import InputError
+from tests.adapt.leaves import check_products, check_scanned
 
 L, IN, OUT, R = 3, 6, 5, 4
 KEY = jax.random.key(0)
@@ -47,20 +48,12 @@ kinds = pytest.mark.parametrize('make', LEAVES.values(), ids=LEAVES)
 
 @kinds
 def test_products_are_those_of_the_dense_matrix(make):
-  w, matrix = make(()), dense(make(()))
-  x, y, ids = normal(2, 4, IN), normal(2, 4, OUT), np.array([[0, 3], [5, 1]])
-  np.testing.assert_allclose(ops.dot(x, w), x @ matrix, atol=5e-5)
-  np.testing.assert_allclose(ops.dot_transposed(y, w), y @ matrix.T, atol=5e-5)
-  np.testing.assert_allclose(ops.take(w, ids), matrix[ids], atol=5e-5)
-  assert w.shape == matrix.shape
+  check_products(make(()), dense(make(())), 5e-5)
 
 
 @kinds
 def test_stacks_are_scanned_like_arrays(make):
-  w, x = make((L,)), normal(4, IN)
-  np.testing.assert_allclose(ops.materialize(w), dense(w), atol=5e-5)
-  got = jax.lax.scan(lambda carry, w: (carry, ops.dot(x, w)), None, w)[1]
-  np.testing.assert_allclose(got, x @ dense(w), atol=5e-5)
+  check_scanned(make((L,)), dense(make((L,))), 5e-5)
 
 
 def test_bfloat16_stays():

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from jaxtune import adapt, interop, models, tree
-from tests.interop.adapters import agree, load, ours, theirs
+from tests.interop.adapters import agree, load, ours, theirs, tiny_llama
 from tests.interop.families import maker
 
 pytestmark = [pytest.mark.peers, pytest.mark.filterwarnings('ignore')]
@@ -29,21 +29,7 @@ def shaken(params, size):
 
 @pytest.fixture
 def tiny(tmp_path):
-  """A folder of a random Llama, and how to open it."""
-  torch.manual_seed(0)
-  config = transformers.LlamaConfig(
-    vocab_size=96,
-    hidden_size=32,
-    intermediate_size=48,
-    num_hidden_layers=4,
-    num_attention_heads=4,
-    num_key_value_heads=2,
-    initializer_range=0.2,
-    tie_word_embeddings=True,
-    pad_token_id=0,
-  )
-  transformers.LlamaForCausalLM(config).save_pretrained(tmp_path / 'tiny')
-  return tmp_path / 'tiny'
+  return tiny_llama(tmp_path / 'tiny')
 
 
 @pytest.mark.parametrize('targets', [adapt.LINEAR, r'attn/[qv]$', r'(mlp/down|pooler/dense)$'])

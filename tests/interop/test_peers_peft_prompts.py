@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from jaxtune import adapt, interop, models
+from tests.interop.adapters import agree
 
 pytestmark = [pytest.mark.peers, pytest.mark.filterwarnings('ignore')]
 torch = pytest.importorskip('torch')
@@ -91,16 +92,6 @@ def theirs(model, task, name):
 def ours(model, params, task, name):
   part = rows(task, name)
   return np.asarray(jax.jit(model.apply)(params, TOKENS[part], MASK[part]))
-
-
-def agree(base, tuned, other, name):
-  """Contract: to 2% of what the adapter moves them, which must be at least 0.1."""
-  real = MASK if base.ndim == 3 else slice(None)
-  moved = np.abs(tuned - base)[real].max()
-  error = np.abs(other - tuned)[real].max()
-  print(f'{name}: the adapter moves by {moved:.3f}, the tools differ by {error:.2e}')
-  assert moved >= 0.1
-  assert error <= 0.02 * moved
 
 
 def opened(folder, task):

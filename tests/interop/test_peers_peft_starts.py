@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from jaxtune import adapt, interop, losses, models, ops, tree
-from tests.interop.adapters import MASK, TOKENS, agree, ours, theirs
+from tests.interop.adapters import MASK, TOKENS, agree, ours, theirs, tiny_llama
 
 pytestmark = [pytest.mark.peers, pytest.mark.filterwarnings('ignore')]
 torch = pytest.importorskip('torch')
@@ -19,21 +19,7 @@ KEY = jax.random.key(2)
 
 @pytest.fixture
 def tiny(tmp_path):
-  """A folder of a random Llama, and how to open it."""
-  torch.manual_seed(0)
-  config = transformers.LlamaConfig(
-    vocab_size=96,
-    hidden_size=32,
-    intermediate_size=48,
-    num_hidden_layers=4,
-    num_attention_heads=4,
-    num_key_value_heads=2,
-    initializer_range=0.2,
-    tie_word_embeddings=True,
-    pad_token_id=0,
-  )
-  transformers.LlamaForCausalLM(config).save_pretrained(tmp_path / 'tiny')
-  return tmp_path / 'tiny'
+  return tiny_llama(tmp_path / 'tiny')
 
 
 def moved(params, size):

@@ -6,6 +6,7 @@ import pytest
 
 from jaxtune import adapt, interop, models, tree
 from jaxtune.typing import InputError
+from tests.interop.adapters import agree
 
 pytestmark = [pytest.mark.peers, pytest.mark.filterwarnings('ignore')]
 torch = pytest.importorskip('torch')
@@ -61,15 +62,6 @@ def ours(model, params, kind):
   return np.asarray(jax.jit(model.apply)(params, TOKENS, MASK, **more))
 
 
-def agree(base, tuned, other, name):
-  """Contract: to 2% of what the adapter moves them, which must be at least 0.1."""
-  rows = MASK if base.ndim == 3 else slice(None)
-  moved, error = np.abs(tuned - base)[rows].max(), np.abs(other - tuned)[rows].max()
-  print(f'{name}: the adapter moves by {moved:.3f}, the tools differ by {error:.2e}')
-  assert moved >= 0.1
-  assert error <= 0.02 * moved
-
-
 def shaken(params, size=0.3):
   """What trains as training might have left it."""
   trainable, frozen = adapt.trainable(params)
@@ -91,7 +83,7 @@ def ours_in_peft(kind, folder, out, method, **files):
   complaints = [str(w.message) for w in found if 'adapter' in str(w.message).lower()]
   assert not complaints
   want = ours(model, tuned, kind)
-  agree(ours(model, params, kind), want, theirs(peer, kind), f'{kind}, ours in PEFT')
+  agree(ours(model, params, kind), want, theirs(peer, kind), f'{kind}, ours in PEFT', mask=MASK)
   again = interop.load_peft(out, model, params)
   np.testing.assert_allclose(ours(model, again, kind), want, atol=1e-5)
   assert set(tree.paths(adapt.trainable(again)[0])) == set(tree.paths(adapt.trainable(tuned)[0]))
@@ -109,7 +101,7 @@ def peft_in_ours(kind, folder, out, config, size=0.3):
   tuned.save_pretrained(out)
   model, params = interop.load(folder)
   adapted = interop.load_peft(out, model, params)
-  agree(base, theirs(tuned, kind), ours(model, adapted, kind), f'{kind}, PEFT in ours')
+  agree(base, theirs(tuned, kind), ours(model, adapted, kind), f'{kind}, PEFT in ours', mask=MASK)
   return model, adapted
 
 
