@@ -52,7 +52,7 @@ def job(config: Config) -> Job:
     tokenizer = dataset.train_tokenizer(config, records['train'])
     model = fresh_decoder(config, tokenizer)
     params = model.init(model_key)
-    special = interop.SpecialTokens(eos=tokenizer.token_to_id(dataset.END_OF_TEXT))
+    special = data.SpecialTokens(eos=tokenizer.token_to_id(dataset.END_OF_TEXT))
   corpus = dataset.encode(config, tokenizer, special, model, records, notes)
   if config.task == 'causal_lm' and model.task != 'causal_lm':
     raise InputError(f'task is causal_lm, but {config.model!r} is an {model.family}; use a decoder')

@@ -95,7 +95,7 @@ def held_out(size: float, rows: int) -> int:
 def encode(
   config: Config,
   tokenizer: tokenizers.Tokenizer,
-  special: interop.SpecialTokens,
+  special: data.SpecialTokens,
   model: ModelSpec,
   records: dict[str, list[Record]],
   notes: Sequence[str],
@@ -145,7 +145,7 @@ def encode(
 def encode_rows(
   config: Config,
   tokenizer: tokenizers.Tokenizer,
-  special: interop.SpecialTokens,
+  special: data.SpecialTokens,
   rows: Sequence[Record],
   names: tuple[str, ...],
   labelled: bool = True,

@@ -25,8 +25,8 @@ from absl import flags
 
 from experiments import dataset, entry, tuned
 from jaxtune import data, interop, models, report
+from jaxtune.data import SpecialTokens
 from jaxtune.data.by_length import longest_first
-from jaxtune.interop import SpecialTokens
 from jaxtune.models import ModelSpec, Piece
 from jaxtune.typing import InputError, Params
 
@@ -126,7 +126,7 @@ def load() -> Speaker:
 def ask(speaker: Speaker, said: Sequence[Message]) -> list[int]:
   """The prompt of a conversation, as tokens; without a chat template that of its last message."""
   if speaker.chats:
-    text = interop.render_chat(speaker.special, said)
+    text = data.render_chat(speaker.special, said)
     return speaker.tokenizer.encode(text, add_special_tokens=False).ids
   special = speaker.special
   begin = special.bos if special.bos is not None else special.eos

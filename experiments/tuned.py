@@ -7,7 +7,7 @@ import tokenizers
 
 from experiments import build, dataset, workdir
 from experiments.keys import Config
-from jaxtune import interop
+from jaxtune import data, interop
 from jaxtune.models import ModelSpec
 from jaxtune.typing import InputError, Params
 
@@ -19,7 +19,7 @@ class Tuned(NamedTuple):
   model: ModelSpec
   params: Params
   tokenizer: tokenizers.Tokenizer
-  special: interop.SpecialTokens
+  special: data.SpecialTokens
   names: tuple[str, ...]
   source: str | None  # of the base; None for a model from scratch
 

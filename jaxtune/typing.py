@@ -12,7 +12,7 @@ from typing import Any, Protocol
 import jax
 
 Params = Any  # a nested dict whose leaves are arrays or weight leaves
-Batch = Mapping[str, jax.Array]
+Batch = Mapping[str, Any]  # arrays by name; what is no array is a part, a batch in the batch
 Metrics = Mapping[str, jax.Array]
 Key = jax.Array  # a typed PRNG key
 

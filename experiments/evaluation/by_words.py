@@ -13,7 +13,7 @@ from experiments.evaluation import by_head
 from experiments.evaluation.batches import each
 from experiments.evaluation.measured import Measured
 from experiments.tuned import Tuned
-from jaxtune import data, interop
+from jaxtune import data
 from jaxtune.data import few_shot
 from jaxtune.data.batch import Batch
 from jaxtune.data.by_length import padded_length
@@ -48,7 +48,7 @@ def measure(
     instruction=c.instruction,
     text=text,
     max_length=config.data.max_length,
-    chat=functools.partial(interop.render_chat, run.special) if speaks else None,
+    chat=functools.partial(data.render_chat, run.special) if speaks else None,
     positions=run.model.config.positions,
   )
   nats = word_nats(run, asked)

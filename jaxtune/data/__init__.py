@@ -4,6 +4,7 @@ from jaxtune.data.batch import Batches as Batches
 from jaxtune.data.batch import batches as batches
 from jaxtune.data.batch import eval_batches as eval_batches
 from jaxtune.data.batch import steps_per_epoch as steps_per_epoch
+from jaxtune.data.chat import render_chat as render_chat
 from jaxtune.data.column import column as column
 from jaxtune.data.encode import Encoded as Encoded
 from jaxtune.data.labels import encode_classification as encode_classification
@@ -15,3 +16,5 @@ from jaxtune.data.preview import preview as preview
 from jaxtune.data.read import read as read
 from jaxtune.data.split import deduplicate as deduplicate
 from jaxtune.data.split import split as split
+from jaxtune.data.tokenizer import SpecialTokens as SpecialTokens
+from jaxtune.data.tokenizer import Tokenizer as Tokenizer

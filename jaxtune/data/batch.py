@@ -10,10 +10,10 @@ import grain
 import numpy as np
 from grain import experimental
 
-from jaxtune.data.encode import Example
+from jaxtune.data.encode import SEQUENCES, Example
 from jaxtune.typing import InputError
 
-Batch = dict[str, np.ndarray]
+Batch = dict[str, Any]  # of arrays, and of parts, which are batches without weights
 
 _BINS = 64  # rows filled at a time: at 64 nearly all room is used, and a restart refills at most 64
 _READ = grain.ReadOptions(num_threads=0, prefetch_buffer_size=0)  # 15x faster for data in memory
@@ -67,7 +67,8 @@ def batches(
 
   A batch holds `tokens` int32 [B, T], `mask` bool [B, T] (real tokens), `weight` float32 [B]
   (ones), T being max_length and padding on the right; `supervised` bool [B, T] when the examples
-  have it; and any other value of the examples stacked, as `label` [B]. With `pack` several examples
+  have it; and any other value of the examples stacked, as `label` [B]. A part of the examples, as
+  `chosen`, is a batch in the batch, with a `mask` of its own. With `pack` several examples
   share a row (Grain's first-fit packing) and `segments` int32 [B, T] (0 is padding, examples are
   1..n) and `positions` int32 [B, T] (from 0 in each) keep them apart. The first token of an example
   is never supervised: in a packed row the token before it belongs to another document.
@@ -195,14 +196,22 @@ def _collate(
   real = len(rows)
   rows = [*rows, *[rows[-1]] * ((fill or real) - real)][start::stride]
   weight = (np.arange(fill or real) < real)[start::stride]
-  batch = {}
+  return {**_stack(rows, max_length, weight), 'weight': weight.astype(np.float32)}
+
+
+def _stack(rows: Sequence[Example], max_length: int, real: np.ndarray) -> Batch:
+  batch: Batch = {}
   for key, value in rows[0].items():
-    if key in ('tokens', 'supervised', 'segments', 'positions'):
+    if isinstance(value, Mapping):
+      batch[key] = _stack([row[key] for row in rows], max_length, real)
+    elif key in SEQUENCES:
       batch[key] = np.zeros((len(rows), max_length), value.dtype)
       for target, row in zip(batch[key], rows, strict=True):
         target[: len(row[key])] = row[key]
     else:
       batch[key] = np.stack([row[key] for row in rows])
+  if 'tokens' not in batch:
+    return batch
   if 'segments' in batch:
     batch['mask'] = batch['segments'] > 0
     learnable = batch['positions'] > 0
@@ -211,8 +220,7 @@ def _collate(
     batch['mask'] = np.arange(max_length) < lengths[:, None]
     learnable = np.arange(max_length) > 0
   if 'supervised' in batch:
-    batch['supervised'] &= learnable & weight[:, None]
-  batch['weight'] = weight.astype(np.float32)
+    batch['supervised'] &= learnable & real[:, None]
   return batch
 
 
@@ -233,7 +241,7 @@ def _check(
       f'batch_size is {batch_size}; it must be a positive multiple of the number of processes, '
       f'{process_count}'
     )
-  longest = max(len(example['tokens']) for example in examples)
+  longest = max(longest_part(example) for example in examples)
   if longest > max_length:
     raise InputError(
       f'max_length is {max_length}, but an example has {longest} tokens; encode with the same '
@@ -247,9 +255,25 @@ def _check(
     )
 
 
+def longest_part(example: Mapping[str, Any]) -> int:
+  """The tokens of an example, or of the longest of its parts."""
+  if 'tokens' in example:
+    return len(example['tokens'])
+  return max(longest_part(part) for part in example.values() if isinstance(part, Mapping))
+
+
 def _checksum(examples: Sequence[Example]) -> int:
   check = 0
   for example in examples:
-    for key in sorted(example):
-      check = zlib.crc32(np.ascontiguousarray(example[key]).tobytes(), check)
+    check = _continued(example, check)
+  return check
+
+
+def _continued(example: Mapping[str, Any], check: int) -> int:
+  for key in sorted(example):
+    value = example[key]
+    if isinstance(value, Mapping):
+      check = _continued(value, check)
+    else:
+      check = zlib.crc32(np.ascontiguousarray(value).tobytes(), check)
   return check

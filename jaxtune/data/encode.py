@@ -1,22 +1,26 @@
 """What every encoding shares: its result, and tokens that fit a length."""
 
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
-import numpy as np
 import tokenizers
 
 from jaxtune.typing import InputError
 
-Example = dict[str, np.ndarray]
+# Arrays by name. A part, as `chosen` and `rejected`, is an example in the example, with tokens of
+# its own.
+Example = dict[str, Any]
+
+# The values that have one entry a token; any other is one value an example.
+SEQUENCES = ('tokens', 'supervised', 'segments', 'positions', 'tags', 'words')
 
 
 class Encoded(NamedTuple):
   """Examples, and what happened to the rows on the way; the counts belong into the report.
 
   Attributes:
-    examples: one dict each; `tokens` int32 [n] (and `supervised` bool [n]) with n <= max_length,
-      anything else is one value an example (`label`).
+    examples: one dict each; `tokens` int32 [n] (and others of `SEQUENCES`) with n <= max_length,
+      anything else is one value an example (`label`), or a part with tokens of its own.
     truncated: how many rows lost tokens to max_length.
     empty: how many rows had no text; they are left out of training data, and kept for prediction.
     unlearned: how many rows were left out because no token is left to learn from.

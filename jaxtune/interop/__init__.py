@@ -1,6 +1,5 @@
 """Other tools' files: Hugging Face folders, GGUF, PEFT adapters; one name table a family."""
 
-from jaxtune.interop.chat import render_chat
 from jaxtune.interop.families import FAMILIES
 from jaxtune.interop.images import load_image_scaling
 from jaxtune.interop.labels import load_labels
@@ -9,14 +8,13 @@ from jaxtune.interop.peft import adapter_head, adapter_obstacle, load_peft, save
 from jaxtune.interop.pooling import load_pooling
 from jaxtune.interop.save_hf import save_hf
 from jaxtune.interop.source import locate
-from jaxtune.interop.tokenizer import SpecialTokens, load_tokenizer, special_tokens
+from jaxtune.interop.tokenizer import load_tokenizer, special_tokens, tokenizer
 from jaxtune.interop.trained import TRAINED, load_trained, merge_obstacle, save_trained
 from jaxtune.interop.vocabulary import check_ids, check_vocabulary
 
 __all__ = [
   'FAMILIES',
   'TRAINED',
-  'SpecialTokens',
   'adapter_head',
   'adapter_obstacle',
   'check_ids',
@@ -30,9 +28,9 @@ __all__ = [
   'load_trained',
   'locate',
   'merge_obstacle',
-  'render_chat',
   'save_hf',
   'save_peft',
   'save_trained',
   'special_tokens',
+  'tokenizer',
 ]

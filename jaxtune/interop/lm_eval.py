@@ -21,9 +21,8 @@ from lm_eval.models.utils import normalize_gen_kwargs
 from lm_eval.utils import get_rolling_token_windows, make_disjoint_window
 from tqdm import tqdm
 
+from jaxtune.data import SpecialTokens, render_chat
 from jaxtune.data.by_length import by_length, longest_first
-from jaxtune.interop.chat import render_chat
-from jaxtune.interop.tokenizer import SpecialTokens
 from jaxtune.models import ModelSpec
 from jaxtune.models.generate import generate
 from jaxtune.models.likelihood import log_likelihood

@@ -2,12 +2,11 @@
 
 import os
 import pathlib
-import types
-from collections.abc import Mapping
-from typing import Any, NamedTuple
+from typing import Any
 
 import tokenizers
 
+from jaxtune.data import SpecialTokens, Tokenizer
 from jaxtune.interop.fields import read_json
 from jaxtune.interop.gguf_header import field, read_header
 from jaxtune.interop.gguf_tokenizer import read_tokenizer, token_id
@@ -15,20 +14,13 @@ from jaxtune.interop.source import locate
 from jaxtune.typing import InputError
 
 
-class SpecialTokens(NamedTuple):
-  """Tokens with a meaning: their ids, None where a model has none.
+def tokenizer(source: str | os.PathLike[str]) -> Tokenizer:
+  """The tokenizer of a folder or GGUF file together with its special tokens and chat template.
 
-  chat_template: how a conversation is written (Jinja).
-  ends: all tokens that end what a model writes; more than `eos` where a turn ends with another.
-  texts: what a chat template knows them by, such as `{'eos_token': '</s>'}`.
+  Raises:
+    InputError: as `load_tokenizer`.
   """
-
-  bos: int | None = None
-  eos: int | None = None
-  pad: int | None = None
-  chat_template: str | None = None
-  ends: tuple[int, ...] = ()
-  texts: Mapping[str, str] = types.MappingProxyType({})
+  return Tokenizer(load_tokenizer(source), special_tokens(source))
 
 
 def load_tokenizer(source: str | os.PathLike[str]) -> tokenizers.Tokenizer:
@@ -75,13 +67,13 @@ def special_tokens(source: str | os.PathLike[str]) -> SpecialTokens:
     texts = {name: tokens[i] for name, i in ids.items() if i is not None}
     template = field(header, 'tokenizer.chat_template', None)
     return SpecialTokens(bos, eos, pad, template, _ids(eos, *turn), texts)
-  tokenizer = load_tokenizer(path)
+  own = load_tokenizer(path)
   named, config, generation = (
     _optional(path / f'{name}.json') for name in ('tokenizer_config', 'config', 'generation_config')
   )
-  bos, eos, pad = (_id(tokenizer, named, config, name) for name in ('bos', 'eos', 'pad'))
+  bos, eos, pad = (_id(own, named, config, name) for name in ('bos', 'eos', 'pad'))
   ids = {'bos_token': bos, 'eos_token': eos, 'pad_token': pad}
-  texts = {name: tokenizer.id_to_token(i) or '' for name, i in ids.items() if i is not None}
+  texts = {name: own.id_to_token(i) or '' for name, i in ids.items() if i is not None}
   for name, token in named.items():
     token = token.get('content') if isinstance(token, dict) else token
     if name.endswith('_token') and isinstance(token, str):

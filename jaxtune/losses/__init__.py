@@ -1,9 +1,12 @@
 """Objectives: `(params, batch, key) -> Loss`, sums and weights so that accumulation is exact."""
 
-from jaxtune.losses.causal_lm import causal_lm
-from jaxtune.losses.classification import classification
-from jaxtune.losses.loss import Loss, Objective
-from jaxtune.losses.mean_squared_error import mean_squared_error
-from jaxtune.losses.penalty import penalized
-
-__all__ = ['Loss', 'Objective', 'causal_lm', 'classification', 'mean_squared_error', 'penalized']
+from jaxtune.losses.by_name import OBJECTIVES as OBJECTIVES
+from jaxtune.losses.by_name import check_options as check_options
+from jaxtune.losses.by_name import create as create
+from jaxtune.losses.by_name import options_of as options_of
+from jaxtune.losses.causal_lm import causal_lm as causal_lm
+from jaxtune.losses.classification import classification as classification
+from jaxtune.losses.loss import Loss as Loss
+from jaxtune.losses.loss import Objective as Objective
+from jaxtune.losses.mean_squared_error import mean_squared_error as mean_squared_error
+from jaxtune.losses.penalty import penalized as penalized

@@ -69,7 +69,7 @@ def place_batch(mesh: Mesh, batch: Batch) -> Batch:
   Raises:
     InputError: rows that the devices do not divide.
   """
-  rows = next(iter(batch.values())).shape[0]
+  rows = jax.tree.leaves(batch)[0].shape[0]
   devices = mesh.shape['data'] * mesh.shape['fsdp']
   if rows % devices:
     raise InputError(

@@ -12,9 +12,15 @@ import orbax.checkpoint as ocp
 from jaxtune.train import checkpoint
 from jaxtune.train.program import Program
 from jaxtune.train.state import State
-from jaxtune.typing import InputError, Params
+from jaxtune.typing import Batch, InputError, Params
 
 Line = dict[str, float]  # 'step' and the metrics of that step
+
+
+def tokens_of(batch: Batch) -> int:
+  """The real tokens of a host batch, in all its parts."""
+  parts = [tokens_of(part) for part in batch.values() if isinstance(part, Mapping)]
+  return int(np.sum(batch.get('mask', 0))) + sum(parts)
 
 
 def fit(
@@ -89,7 +95,7 @@ def fit(
     batch = next(batches)
     state, metrics = program.step(state, program.frozen, program.place(batch))
     flush()  # of the step before: reading it waits no longer than this step's start
-    pending = (number, metrics, int(np.sum(batch['mask'])))
+    pending = (number, metrics, tokens_of(batch))
     last, stopped = number == steps, stop()
     due = last or (eval_every and number % eval_every == 0)
     save = last or stopped or (save_every and number % save_every == 0)

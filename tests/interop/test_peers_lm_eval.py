@@ -8,7 +8,7 @@ import pytest
 import tokenizers
 from scipy import special
 
-from jaxtune import interop, models
+from jaxtune import data, models
 from jaxtune.typing import InputError
 
 pytest.importorskip('lm_eval')
@@ -55,7 +55,7 @@ def made():
 def adapter(made):
   from jaxtune.interop.lm_eval import LanguageModel
 
-  return LanguageModel(*made[:3], interop.SpecialTokens(eos=0, chat_template=CHAT), batch_size=2)
+  return LanguageModel(*made[:3], data.SpecialTokens(eos=0, chat_template=CHAT), batch_size=2)
 
 
 def requests(kind, *arguments):
@@ -171,7 +171,7 @@ def test_models_that_the_harness_cannot_use(made):
 
   model, params, tokenizer, _ = made
   with pytest.raises(InputError, match='names neither bos nor eos'):
-    LanguageModel(model, params, tokenizer, interop.SpecialTokens())
+    LanguageModel(model, params, tokenizer, data.SpecialTokens())
   classifier, tuned = models.classifier(jax.random.key(0), model, params, 2)
   with pytest.raises(InputError, match='for classification; the harness needs a causal'):
-    LanguageModel(classifier, tuned, tokenizer, interop.SpecialTokens(eos=0))
+    LanguageModel(classifier, tuned, tokenizer, data.SpecialTokens(eos=0))

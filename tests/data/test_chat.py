@@ -7,7 +7,7 @@ import pytest
 import tokenizers
 
 from jaxtune import interop
-from jaxtune.interop import SpecialTokens, render_chat
+from jaxtune.data import SpecialTokens, render_chat
 from jaxtune.typing import InputError
 
 CHATML = (

@@ -9,7 +9,7 @@ from typing import Any
 import jinja2
 from jinja2 import ext, nodes, parser, sandbox
 
-from jaxtune.interop.tokenizer import SpecialTokens
+from jaxtune.data.tokenizer import SpecialTokens
 from jaxtune.typing import InputError
 
 

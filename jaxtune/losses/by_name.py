@@ -1,0 +1,56 @@
+"""Objectives by the name that a configuration gives them."""
+
+import inspect
+from collections.abc import Callable, Iterable
+from typing import Any
+
+from jaxtune.losses.causal_lm import causal_lm
+from jaxtune.losses.classification import classification
+from jaxtune.losses.loss import Objective
+from jaxtune.losses.mean_squared_error import mean_squared_error
+from jaxtune.typing import InputError
+
+# Each is `(model, **options) -> Objective`.
+OBJECTIVES: dict[str, Callable[..., Objective]] = {
+  objective.__name__: objective
+  for objective in (
+    causal_lm,
+    classification,
+    mean_squared_error,
+  )
+}
+
+
+def options_of(name: str) -> list[str]:
+  """The names of an objective's options.
+
+  Raises:
+    InputError: no such objective.
+  """
+  if name not in OBJECTIVES:
+    raise InputError(f'unknown objective {name!r}; known: {", ".join(OBJECTIVES)}')
+  return list(inspect.signature(OBJECTIVES[name]).parameters)[1:]
+
+
+def check_options(name: str, options: Iterable[str]) -> None:
+  """Refuses options that the objective does not have.
+
+  Raises:
+    InputError: with those that it has.
+  """
+  known = options_of(name)
+  for option in options:
+    if option not in known:
+      raise InputError(
+        f'the objective {name} has no option {option!r}; it has {", ".join(known) or "none"}'
+      )
+
+
+def create(name: str, model: Any, **options: Any) -> Objective:
+  """The objective of that name for a model.
+
+  Raises:
+    InputError: no such objective, or an option that it does not have or cannot use.
+  """
+  check_options(name, options)
+  return OBJECTIVES[name](model, **options)
