@@ -16,7 +16,6 @@ from jaxtune import ops
 from jaxtune.models import block, stack, virtual
 from jaxtune.models.block import BlockConfig, Memory, View
 from jaxtune.models.layers import apply, dense
-from jaxtune.models.pooling import pool
 from jaxtune.models.spec import ModelSpec, Task, init_head
 from jaxtune.typing import Key, Params
 
@@ -233,7 +232,7 @@ def _classify(
   """One matrix on every token, or on the last real one: only it has seen the whole text."""
   if config.each_token:
     return dense(params['head'], 'dense', features)
-  return ops.dot(pool(features, mask, 'last'), params['head']['dense'])
+  return ops.dot(ops.pool(features, mask, 'last'), params['head']['dense'])
 
 
 def decoder(config: DecoderConfig) -> ModelSpec:

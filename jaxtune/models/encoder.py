@@ -17,7 +17,6 @@ from jaxtune import ops
 from jaxtune.models import block, stack, virtual
 from jaxtune.models.block import BlockConfig, View
 from jaxtune.models.layers import activation, add_bias, apply, dense, matrix
-from jaxtune.models.pooling import pool
 from jaxtune.models.spec import ModelSpec, Task, init_head
 from jaxtune.models.virtual import Ahead
 from jaxtune.typing import InputError, Key, Params
@@ -259,7 +258,7 @@ def _outputs(
   if task == 'features':
     return features
   if task == 'classification':
-    features = pool(features, mask, config.pooling)
+    features = ops.pool(features, mask, config.pooling)
   head, x = params['head'], features.reshape(-1, config.width)
   if _pools(config):
     x = jnp.tanh(dense(params['pooler'], 'dense', x))

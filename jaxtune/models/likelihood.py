@@ -7,8 +7,8 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
+from jaxtune import ops
 from jaxtune.models import virtual
-from jaxtune.models.pooling import pool
 from jaxtune.models.spec import ModelSpec
 from jaxtune.typing import Batch, InputError, Params
 
@@ -129,7 +129,7 @@ def word_likelihood(
   def log_p(features: jax.Array) -> jax.Array:
     return jax.nn.log_softmax(model.head(params, features).astype(jnp.float32), axis=-1)
 
-  first = log_p(pool(features, mask, 'last'))[:, words[:, 0]]  # [B, C]
+  first = log_p(ops.pool(features, mask, 'last'))[:, words[:, 0]]  # [B, C]
   if words.shape[1] == 1:
     return first
 

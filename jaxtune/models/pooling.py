@@ -5,10 +5,9 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from jaxtune import ops
 from jaxtune.models.spec import ModelSpec
-from jaxtune.typing import InputError, Params
-
-POOLINGS = ('mean', 'first', 'last')
+from jaxtune.typing import Params
 
 
 def embed(
@@ -41,29 +40,5 @@ def embed(
   """
   features = model.features(params, tokens, mask, **options)
   features = features[:, -tokens.shape[1] :]  # a classifier's have those of a prompt, too
-  pooled = pool(features, mask, pooling).astype(jnp.float32)
-  if not normalize:
-    return pooled
-  norm = jnp.sqrt(jnp.sum(pooled * pooled, axis=-1, keepdims=True))
-  return pooled / jnp.maximum(norm, 1e-12)
-
-
-def pool(features: jax.Array, mask: jax.Array | None, pooling: str) -> jax.Array:
-  """`[B, T, D] -> [B, D]`, see `embed`; what a model put before the tokens of the mask is real.
-
-  Raises:
-    InputError: an unknown pooling.
-  """
-  batch, length, _ = features.shape
-  if pooling == 'first':
-    return features[:, 0]
-  real = jnp.ones((batch, length), bool) if mask is None else mask
-  real = jnp.pad(real, ((0, 0), (length - real.shape[1], 0)), constant_values=True)
-  if pooling == 'last':
-    last = jnp.max(jnp.where(real, jnp.arange(length)[None], 0), axis=1)
-    return features[jnp.arange(batch), last]
-  if pooling == 'mean':
-    wide = jnp.where(real[:, :, None], features, 0).astype(jnp.float32)
-    count = jnp.maximum(jnp.sum(real, axis=1, keepdims=True), 1)
-    return (jnp.sum(wide, axis=1) / count).astype(features.dtype)
-  raise InputError(f'pooling is {pooling!r}; known: {", ".join(POOLINGS)}')
+  pooled = ops.pool(features, mask, pooling).astype(jnp.float32)
+  return ops.normalize(pooled) if normalize else pooled

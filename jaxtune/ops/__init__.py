@@ -1,8 +1,9 @@
-"""What a layer computes: products with weight leaves, attention, rope, norms, cross-entropy."""
+"""What a layer computes: products with weight leaves, attention, rope, norms, pooling, losses."""
 
 from jaxtune.ops.attention import attention, attention_bias, hidden
 from jaxtune.ops.cross_entropy import CrossEntropy, chunked_cross_entropy, cross_entropy
 from jaxtune.ops.norm import layer_norm, rms_norm
+from jaxtune.ops.pool import normalize, pool
 from jaxtune.ops.rope import Rope, Table, rope_table, rotate
 from jaxtune.ops.weight import (
   affine,
@@ -32,6 +33,8 @@ __all__ = [
   'layer_norm',
   'materialize',
   'materialize_all',
+  'normalize',
+  'pool',
   'rms_norm',
   'rope_table',
   'rotate',

@@ -9,11 +9,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxtune import adapt, data, tree
+from jaxtune import adapt, data, ops, tree
 from jaxtune.data.by_length import by_length
 from jaxtune.data.encode import Example
 from jaxtune.models import ModelSpec
-from jaxtune.models.pooling import pool
 from jaxtune.typing import InputError, Params
 
 # What a model does to its hidden states; `features` reads none of it.
@@ -96,7 +95,7 @@ def cache_features(
       return features
     before = features.shape[1] - tokens.shape[1]  # a prompt, which the classifier sees as well
     mask = jnp.pad(mask, ((0, 0), (before, 0)), constant_values=True)
-    return pool(features, mask, pooling)[:, None]
+    return ops.pool(features, mask, pooling)[:, None]
 
   table = None
   for places, batch in by_length(examples, batch_size, limit=max_length):
