@@ -14,7 +14,9 @@ from jaxtune.data.language import encode_completions as encode_completions
 from jaxtune.data.language import encode_text as encode_text
 from jaxtune.data.preview import preview as preview
 from jaxtune.data.read import read as read
+from jaxtune.data.row import Row as Row
 from jaxtune.data.split import deduplicate as deduplicate
 from jaxtune.data.split import split as split
+from jaxtune.data.stream import stream as stream
 from jaxtune.data.tokenizer import SpecialTokens as SpecialTokens
 from jaxtune.data.tokenizer import Tokenizer as Tokenizer

@@ -72,7 +72,8 @@ def test_real_reviews(reviews):
     ('a.json', '[{"a": 1},\n{"a": }]', ['not JSON', 'line 2', 'column 7']),
     ('a.json', '{"a": 1}', ['one dict', 'list']),
     ('a.json', '[{"a": 1}, 5]', ['item 2', "'5'"]),
-    ('a.parquet', 'PAR1', ["'.parquet'", '.csv, .tsv, .jsonl']),
+    ('a.parquet', 'PAR1', ['damaged, cut off']),
+    ('a.xls', 'x', ["'.xls'", '.csv, .tsv, .jsonl']),
     ('data', 'x', ['no suffix', '.csv']),
   ],
 )

@@ -1,0 +1,225 @@
+"""Files of lines as records with the place after each: one record in memory at a time."""
+
+import collections
+import csv
+import gzip
+import io
+import json
+import pathlib
+import re
+import zlib
+from collections.abc import Iterator
+from typing import Any, BinaryIO
+
+from jaxtune.data.row import Row
+from jaxtune.typing import InputError
+
+# A record after which reading goes on at byte `at` (of the unpacked file), `number` lines read.
+Step = tuple[Row, int, int]
+
+LONGEST = (
+  2**26
+)  # bytes of one record; what is longer is a file that lost its line breaks or a quote
+PIECE = 2**20  # bytes of a long text that are one record in a stream
+
+
+class Lines:
+  """The lines of a file, decoded; `at` and `number` are the bytes and lines read so far.
+
+  `first` is the number of the first line of a record; set it and `begin` where one begins.
+  """
+
+  def __init__(self, path: pathlib.Path, at: int = 0, number: int = 0, returns: bool = False):
+    self.path = path
+    self.at = self.begin = at
+    self.number = number
+    self._returns = returns  # whether a carriage return alone ends a line too, as in old CSV
+    self._parts: collections.deque[bytes] = collections.deque()
+    self._file = unpacked(path)
+    self._file.seek(at)
+
+  def __iter__(self) -> Iterator[str]:
+    return self
+
+  def __next__(self) -> str:
+    if not self._parts:
+      self._fill()
+    data = self._parts.popleft()
+    self.number += 1
+    text = decode(self.path, data, self.at, self.number)
+    if not self.at:
+      text = text.removeprefix('\ufeff')
+    self.at += len(data)
+    return text
+
+  def _fill(self) -> None:
+    room = LONGEST - (self.at - self.begin)
+    try:
+      data = self._file.readline(room + 1)
+    except (OSError, EOFError, zlib.error) as error:
+      raise InputError(
+        f'{self.path}: after line {self.number}: cannot unpack ({error}); the file is damaged or '
+        'cut off, get it again'
+      ) from None
+    if not data:
+      raise StopIteration
+    if len(data) > room:
+      raise InputError(
+        f'{self.path}: line {self.number + 1}: a record of more than {LONGEST >> 20} MiB; put each '
+        'record on a line of its own and close every quote, or cut the text into several records'
+      )
+    if self._returns and b'\r' in data[:-2]:
+      self._parts.extend(re.findall(rb'[^\r\n]*(?:\r\n|\r|\n)|[^\r\n]+', data))
+    else:
+      self._parts.append(data)
+
+  def __del__(self) -> None:
+    if hasattr(self, '_file'):
+      self._file.close()
+
+
+def unpacked(path: pathlib.Path) -> BinaryIO:
+  """The bytes of a file, or of what is packed in a `.gz`."""
+  if path.suffix.lower() == '.gz':
+    return io.BufferedReader(gzip.open(path), 2**20)  # type: ignore[arg-type]
+  return open(path, 'rb')
+
+
+def decode(path: pathlib.Path, data: bytes, at: int = 0, line: int = 1) -> str:
+  """Bytes of UTF-8, which stand at byte `at` of the file, in line `line`, as text."""
+  try:
+    return data.decode('utf-8')
+  except UnicodeDecodeError as error:
+    line += data.count(b'\n', 0, error.start)
+    raise InputError(
+      f'{path}: line {line}: byte 0x{data[error.start]:02x} at offset {at + error.start} is not '
+      'UTF-8; save the file as UTF-8 (for example: iconv -f latin1 -t utf-8)'
+    ) from None
+
+
+def jsonl(path: pathlib.Path, at: int = 0, number: int = 0) -> Iterator[Step]:
+  """The objects of a file, one a line; JSON strings may hold U+2028, which ends no line."""
+  lines = Lines(path, at, number)
+  for line in lines:
+    if line.strip():
+      place = f'{path}: line {lines.number}'
+      yield Row(an_object(place, loads(place, line)), place), lines.at, lines.number
+    lines.begin = lines.at
+
+
+def separated(
+  path: pathlib.Path, at: int = 0, number: int = 0, delimiter: str = ','
+) -> Iterator[Step]:
+  """The rows of CSV under its header, all values strings; fields may hold line breaks."""
+  lines = Lines(path, returns=True)
+  rows = _rows(path, lines, delimiter)
+  header = next(rows, None)
+  if header is None:
+    return
+  twice = [name for name, count in collections.Counter(header).items() if count > 1]
+  if twice:
+    raise InputError(f'{path}: line {lines.number}: two columns are named {twice[0]!r}')
+  if at:
+    lines = Lines(path, at, number, returns=True)
+    rows = _rows(path, lines, delimiter)
+  for row in rows:
+    if len(row) != len(header):
+      raise InputError(
+        f'{path}: line {lines.number}: {len(row)} fields, but the header has {len(header)} '
+        f'({", ".join(header)}); quote fields that hold {delimiter!r} or a line break'
+      )
+    place = f'{path}: line {lines.number}'
+    yield Row(zip(header, row, strict=True), place), lines.at, lines.number
+
+
+def _rows(path: pathlib.Path, lines: Lines, delimiter: str) -> Iterator[list[str]]:
+  # A quote that is never closed would swallow the rest of the file in silence: strict makes it an
+  # error. One field may be a whole book, and csv refuses more than 131,072 characters.
+  rows = csv.reader(lines, delimiter=delimiter, strict=True)
+  while True:
+    lines.begin = lines.at
+    limit = csv.field_size_limit(LONGEST)
+    try:
+      row = next(rows, None)
+    except csv.Error as error:
+      raise InputError(
+        f'{path}: line {lines.number}: not valid CSV ({error}); double every quote inside a quoted '
+        'field, and close every quote'
+      ) from None
+    finally:
+      csv.field_size_limit(limit)
+    if row is None:
+      return
+    if row:
+      yield row
+
+
+def pieces(path: pathlib.Path, at: int = 0, number: int = 0) -> Iterator[Step]:
+  """A text as one record, or a long one in pieces of at most `PIECE` bytes, cut between lines."""
+  lines = Lines(path, at, number)
+  taken: list[str] = []
+  start, first = lines.at, lines.number
+  for line in lines:
+    lines.begin = lines.at
+    taken.append(line)
+    if lines.at - start >= PIECE:
+      yield Row({'text': ''.join(taken)}, f'{path}: line {first + 1}'), lines.at, lines.number
+      taken, start, first = [], lines.at, lines.number
+  if taken:
+    yield Row({'text': ''.join(taken)}, f'{path}: line {first + 1}'), lines.at, lines.number
+
+
+def loads(place: str, text: str) -> Any:
+  """JSON whose objects have each key once and whose strings are whole characters."""
+  try:
+    value = _decoder.decode(text)
+  except json.JSONDecodeError as error:
+    # JSON's own line number counts from the start of `text`, a column is right for one line only.
+    where = f'line {error.lineno}, ' if '\n' in text.rstrip() else ''
+    raise InputError(
+      f'{place}: not JSON ({error.msg} at {where}column {error.colno}): '
+      f'{short(text, error.pos)}; mend it there'
+    ) from None
+  except (ValueError, RecursionError) as error:  # a key twice, a number or a nesting without end
+    raise InputError(f'{place}: cannot read the JSON ({error}); mend it there') from None
+  if '\\u' in text:
+    _check_characters(place, value)
+  return value
+
+
+def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+  values = dict(pairs)
+  if len(values) != len(pairs):
+    keys = [key for key, _ in pairs]
+    twice = next(key for key in keys if keys.count(key) > 1)
+    raise ValueError(f'an object has the key {twice!r} twice')
+  return values
+
+
+_decoder = json.JSONDecoder(object_pairs_hook=_once)
+
+
+def _check_characters(place: str, value: Any) -> None:
+  try:
+    json.dumps(value, ensure_ascii=False).encode()
+  except UnicodeEncodeError as error:
+    text = error.object[max(0, error.start - 20) : error.start + 20]
+    raise InputError(
+      f'{place}: half a character in {text!a}, as JSON writes with a lone \\ud800; correct or '
+      'remove the row'
+    ) from None
+
+
+def an_object(place: str, value: Any) -> dict[str, Any]:
+  """The value, which must be a JSON object."""
+  if not isinstance(value, dict):
+    raise InputError(
+      f'{place}: {short(json.dumps(value))} is not an object; write {{"name": value, ...}}'
+    )
+  return value
+
+
+def short(text: str, at: int = 0) -> str:
+  """What stands around character `at`."""
+  start = max(0, at - 20)
+  return repr(text[start : start + 40])
