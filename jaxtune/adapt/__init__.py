@@ -41,7 +41,15 @@ from jaxtune.adapt.quantize import KINDS, Quantized, quantize, quantize_matrix
 from jaxtune.adapt.rank_budget import adalora_budget
 from jaxtune.adapt.task_vectors import TaskVector, apply_task_vectors, merge_tensors, task_vector
 from jaxtune.adapt.tokens import TrainableTokens, trainable_tokens
-from jaxtune.adapt.toward_base import Penalty, ewc, fisher, l2_sp, with_start, without_start
+from jaxtune.adapt.toward_base import (
+  Penalty,
+  ewc,
+  fisher,
+  l2_sp,
+  policy_and_reference,
+  with_start,
+  without_start,
+)
 from jaxtune.adapt.training import training_penalty, wrap_optimizer
 from jaxtune.adapt.unmerge import merge_difference, unmerge
 from jaxtune.adapt.vera import VeRA, vera
@@ -160,6 +168,7 @@ __all__ = [
   'options_of',
   'orthogonality',
   'p_tuning',
+  'policy_and_reference',
   'prefix',
   'probe',
   'prompt',

@@ -130,6 +130,14 @@ def with_key(params: Params, key: Key | None) -> Params:
   return tree.map_weights(fill, params)
 
 
+def without_key(leaf: Any) -> Any:
+  """A leaf as in an evaluation: what `with_key` put into it is taken out."""
+  if not is_adapter(leaf):
+    return leaf
+  changes = {'base': without_key(leaf.base)} | ({'key': None} if hasattr(leaf, 'keyed') else {})
+  return dataclasses.replace(leaf, **changes)
+
+
 def path_key(key: Key, path: str) -> Key:
   """Each weight has its own stream, named by its path: adding a target changes no other."""
   return jax.random.fold_in(key, zlib.crc32(path.encode()))

@@ -14,7 +14,7 @@ import jax.numpy as jnp
 
 from jaxtune import ops, tree
 from jaxtune.adapt.adapted import HEAD, Adapted, rules_of, trainable
-from jaxtune.adapt.lora import LoRA
+from jaxtune.adapt.lora import LoRA, without_key
 from jaxtune.typing import Batch, InputError, Params, is_weight
 
 START, FISHER = 'start', 'fisher'  # top-level names in the parameters
@@ -101,6 +101,40 @@ def without_start(params: Params) -> Adapted:
   """The parameters as they were before `with_start`, with what was trained since."""
   kept = {name: leaf for name, leaf in params.items() if name not in (START, FISHER)}
   return Adapted(kept, rules_of(params)[1:] if START in params else rules_of(params))
+
+
+def policy_and_reference(params: Params) -> tuple[Params, Params]:
+  """The parameters that a model knows, and the same with all that trains as it was at the start.
+
+  For objectives with a `reference`, such as `losses.dpo`: a reference model beside the policy costs
+  a copy of what trains, which for an adapter is next to nothing. Where a method starts as the base
+  model does, the reference is the base model; a prompt's is the model with the prompt that it
+  started with.
+
+  Args:
+    params: from `with_start`, or what a step makes of them.
+
+  Returns:
+    `(policy, reference)`. The dropout that a step switches on is the policy's alone.
+
+  Raises:
+    InputError: parameters without a start.
+  """
+  start = {path: held for path, _, held in _pairs(params, START)}
+  policy = {name: leaf for name, leaf in params.items() if name not in (START, FISHER)}
+
+  def back(path: str, leaf: Any) -> Any:
+    leaf = without_key(leaf)
+    if path not in start:
+      return leaf
+    return jax.tree.map(
+      lambda held, own: own if held is None else held,
+      start[path],
+      leaf,
+      is_leaf=lambda x: x is None,
+    )
+
+  return policy, tree.map_weights(back, policy)
 
 
 def l2_sp(weight: float = 0.01, new_weight: float = 0.01, new: str = HEAD) -> Penalty:

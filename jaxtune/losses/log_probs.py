@@ -1,7 +1,8 @@
 """How likely a language model finds the tokens of a batch: what losses on whole answers share."""
 
 import functools
-from typing import Any
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -49,49 +50,121 @@ def token_log_probs(
     key: switches dropout on.
     temperature: of the distribution that the tokens were drawn from.
   """
-  tokens = part['tokens']
-  features = model.features(
-    params,
-    tokens,
-    part.get('mask'),
-    positions=part.get('positions'),
-    segments=part.get('segments'),
-    key=key,
-  )
-  # Targets are shifted, features are not: [B*T, D] stays one contiguous array.
-  flat, targets = features.reshape(-1, features.shape[-1]), jnp.roll(tokens, -1, axis=1).reshape(-1)
 
   def score(features: jax.Array, targets: jax.Array) -> jax.Array:
     logits = model.head(params, features).astype(jnp.float32) / temperature
-    picked = jnp.take_along_axis(logits, targets[:, None], axis=-1)[:, 0]
-    return picked - jax.nn.logsumexp(logits, axis=-1)
+    return _picked(logits, targets) - jax.nn.logsumexp(logits, axis=-1)
 
-  rows = targets.size
-  if chunk is None or chunk >= rows:
-    nats = score(flat, targets)
-  else:
-    fill = -rows % chunk
-
-    @functools.partial(jax.checkpoint, prevent_cse=False)
-    def one(xs: tuple[jax.Array, jax.Array]) -> jax.Array:
-      return score(*xs)
-
-    cut = (
-      jnp.pad(flat, ((0, fill), (0, 0))).reshape(-1, chunk, flat.shape[-1]),
-      jnp.pad(targets, (0, fill)).reshape(-1, chunk),
-    )
-    nats = lax.map(one, cut).reshape(-1)[:rows]
-  shifted = jnp.roll(nats.reshape(tokens.shape), 1, axis=1)
-  return jnp.where(learned_tokens(part), shifted, 0.0)
+  return _over_tokens(score, part, chunk, _features(model, params, part, key))
 
 
 def log_probs(
   model: Any, params: Params, part: Batch, *, chunk: int | None = None, key: Key | None = None
 ) -> tuple[jax.Array, jax.Array]:
-  """`log p(completion | prompt)` of each row in nats, and how many tokens it sums over: float32 `[B]`.
+  """`log p(completion | prompt)` of each row in nats, and of how many tokens: float32 `[B]`.
 
   `sum over learned t of log p(token_t | tokens before t)`, see `learned_tokens`; at most 0.
   Arguments: as of `token_log_probs`.
   """
   nats = token_log_probs(model, params, part, chunk, key)
   return nats.sum(axis=1), learned_tokens(part).sum(axis=1, dtype=jnp.float32)
+
+
+class Compared(NamedTuple):
+  """Of each learned token, float32 `[B, T]` in nats; 0 elsewhere.
+
+  policy: `log p(token)` under the policy; it has a gradient.
+  reference: the same under the reference; it has none.
+  kl: `KL(policy || reference)` of the distributions that the token was taken from, at least 0 but
+    for rounding, exact over the vocabulary.
+  """
+
+  policy: jax.Array
+  reference: jax.Array
+  kl: jax.Array
+
+
+def compared(
+  model: Any,
+  policy: Params,
+  reference: Params,
+  part: Batch,
+  *,
+  chunk: int | None = None,
+  key: Key | None = None,
+) -> Compared:
+  """A policy beside its reference, whose pass has no backward pass and no dropout.
+
+  Two passes through the body, and one over the logits of both. As two lanes of one `vmap` the
+  reference would get a backward pass too, which is slower (docs/objectives.md).
+
+  Args:
+    model: a `ModelSpec` whose task is `causal_lm`.
+    policy: its parameters.
+    reference: others.
+    part: as of `token_log_probs`.
+    chunk: predictions whose logits are held at a time, of both; None for all.
+    key: switches dropout of the policy on.
+  """
+  reference = lax.stop_gradient(reference)
+
+  def score(own: jax.Array, other: jax.Array, targets: jax.Array) -> Compared:
+    logits = model.head(policy, own).astype(jnp.float32)
+    others = model.head(reference, other).astype(jnp.float32)
+    log_p, log_q = jax.nn.log_softmax(logits), lax.stop_gradient(jax.nn.log_softmax(others))
+    kl = jnp.sum(jnp.exp(log_p) * (log_p - log_q), axis=-1)
+    return Compared(_picked(log_p, targets), _picked(log_q, targets), kl)
+
+  return _over_tokens(
+    score,
+    part,
+    chunk,
+    _features(model, policy, part, key),
+    lax.stop_gradient(_features(model, reference, part, None)),
+  )
+
+
+def _features(model: Any, params: Params, part: Batch, key: Key | None) -> jax.Array:
+  """`[B*T, D]`."""
+  features = model.features(
+    params,
+    part['tokens'],
+    part.get('mask'),
+    positions=part.get('positions'),
+    segments=part.get('segments'),
+    key=key,
+  )
+  return features.reshape(-1, features.shape[-1])
+
+
+def _picked(logits: jax.Array, targets: jax.Array) -> jax.Array:
+  return jnp.take_along_axis(logits, targets[:, None], axis=-1)[:, 0]
+
+
+def _over_tokens(
+  score: Callable[..., Any], part: Batch, chunk: int | None, *features: jax.Array
+) -> Any:
+  """`score(*features [n, D], targets [n])` of every token `[B, T]`, `chunk` at a time."""
+  tokens, learned = part['tokens'], learned_tokens(part)
+  # Targets are shifted, features are not: [B*T, D] stays one contiguous array.
+  rows = (*features, jnp.roll(tokens, -1, axis=1).reshape(-1))
+  count = tokens.size
+  if chunk is None or chunk >= count:
+    found = score(*rows)
+  else:
+    fill = -count % chunk
+
+    @functools.partial(jax.checkpoint, prevent_cse=False)
+    def one(xs: tuple[jax.Array, ...]) -> Any:
+      return score(*xs)
+
+    def cut(x: jax.Array) -> jax.Array:
+      x = jnp.pad(x, [(0, fill)] + [(0, 0)] * (x.ndim - 1))
+      return x.reshape(-1, chunk, *x.shape[1:])
+
+    found = jax.tree.map(lambda x: x.reshape(-1)[:count], lax.map(one, tuple(map(cut, rows))))
+
+  def place(x: jax.Array) -> jax.Array:  # token t is predicted at t - 1
+    return jnp.where(learned, jnp.roll(x.reshape(tokens.shape), 1, axis=1), 0.0)
+
+  return jax.tree.map(place, found)

@@ -29,6 +29,8 @@ Objective = Callable[[Params, Batch, Key | None], Loss]
 
 def row_weights(batch: Batch) -> jax.Array:
   """The batch's `weight`, `[B]` float32; ones where it has none."""
-  rows = batch['tokens'].shape[0] if 'tokens' in batch else batch['label'].shape[0]
   weight = batch.get('weight')
-  return jnp.ones((rows,), jnp.float32) if weight is None else weight.astype(jnp.float32)
+  if weight is not None:
+    return weight.astype(jnp.float32)
+  rows = len(jax.tree.leaves(dict(batch))[0])  # the first axis of every array in it
+  return jnp.ones((rows,), jnp.float32)
