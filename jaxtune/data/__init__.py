@@ -12,6 +12,7 @@ from jaxtune.data.labels import encode_regression as encode_regression
 from jaxtune.data.labels import label_names as label_names
 from jaxtune.data.language import encode_completions as encode_completions
 from jaxtune.data.language import encode_text as encode_text
+from jaxtune.data.pack import fill as fill
 from jaxtune.data.preview import preview as preview
 from jaxtune.data.read import read as read
 from jaxtune.data.row import Row as Row

@@ -1,6 +1,7 @@
 """Examples to batches of one static shape, in an endless seeded order whose place can be saved."""
 
 import functools
+import itertools
 import sys
 import zlib
 from collections.abc import Mapping, Sequence
@@ -8,15 +9,15 @@ from typing import Any
 
 import grain
 import numpy as np
-from grain import experimental
 
+from jaxtune.data import pack as packing
 from jaxtune.data.encode import SEQUENCES, Example
+from jaxtune.data.windows import Windows
 from jaxtune.typing import InputError
 
 Batch = dict[str, Any]  # of arrays, and of parts, which are batches without weights
 
-_BINS = 64  # rows filled at a time: at 64 nearly all room is used, and a restart refills at most 64
-_READ = grain.ReadOptions(num_threads=0, prefetch_buffer_size=0)  # 15x faster for data in memory
+_SORTED = 32  # batches whose rows are sorted by length at a time
 
 
 class Batches(grain.DatasetIterator):
@@ -43,12 +44,12 @@ class Batches(grain.DatasetIterator):
     Raises:
       InputError: the place was saved with other data, sizes, seed or number of processes.
     """
-    saved = state['identity']
-    for name, value in self._identity.items():
-      if saved.get(name) != value:
+    saved, own = state['identity'], self._identity
+    for name in {**own, **saved}:
+      if saved.get(name) != own.get(name):
         raise InputError(
           f'the saved place in the data is for {name}={saved.get(name)}, this run has '
-          f'{name}={value}; continue with the same data and settings, or start a new run'
+          f'{name}={own.get(name)}; continue with the same data and settings, or start a new run'
         )
     self._stream.set_state(state['cursor'])
 
@@ -59,7 +60,8 @@ def batches(
   *,
   max_length: int,
   seed: int,
-  pack: bool = False,
+  pack: str | bool = False,
+  buckets: Sequence[int] = (),
   process_index: int = 0,
   process_count: int = 1,
 ) -> Batches:
@@ -68,10 +70,22 @@ def batches(
   A batch holds `tokens` int32 [B, T], `mask` bool [B, T] (real tokens), `weight` float32 [B]
   (ones), T being max_length and padding on the right; `supervised` bool [B, T] when the examples
   have it; and any other value of the examples stacked, as `label` [B]. A part of the examples, as
-  `chosen`, is a batch in the batch, with a `mask` of its own. With `pack` several examples
-  share a row (Grain's first-fit packing) and `segments` int32 [B, T] (0 is padding, examples are
+  `chosen`, is a batch in the batch, with a `mask` of its own.
+
+  With `pack` several examples share a row, and `segments` int32 [B, T] (0 is padding, examples are
   1..n) and `positions` int32 [B, T] (from 0 in each) keep them apart. The first token of an example
   is never supervised: in a packed row the token before it belongs to another document.
+
+  - 'first_fit' (or True): an example goes into the first of 64 open rows with room (Grain's).
+  - 'best_fit': the longest of a window of 256 rows first, each into the row that it fills best
+    (`pack.best_fit`); it pads least without cutting.
+  - 'concat': examples of any length one after the other, cut where a row ends (`pack.concat`); no
+    padding, but what is cut loses its context.
+
+  With `buckets` examples stay alone in their rows, and a batch holds rows of about one length: the
+  rows of 32 batches at a time are sorted by it, and each batch is as wide as the smallest of the
+  buckets that holds it, or `max_length`. The batches come in random order. A step compiles once for
+  each width.
 
   A batch that reaches past the end of an epoch goes on into the next, so few examples fill a large
   batch by repetition. Every process counts through the same global order and takes rows
@@ -80,9 +94,10 @@ def batches(
   Args:
     examples: as the `encode_*` functions give.
     batch_size: rows of a global batch B; a process gets batch_size / process_count of them.
-    max_length: T, at least the length of the longest example.
+    max_length: T, at least the length of the longest example (but with 'concat').
     seed: of the order, at least 0.
-    pack: whether examples share rows.
+    pack: how examples share rows; False: not at all.
+    buckets: widths of batches below max_length, such as (128, 256); none to pad all to max_length.
     process_index: this process, in [0, process_count).
     process_count: number of processes.
 
@@ -90,7 +105,9 @@ def batches(
     InputError: no examples, an example longer than max_length, a size that does not fit, or
       examples that cannot be packed because they have values of their own (`label`).
   """
+  pack = packing.strategy(pack)
   _check(examples, batch_size, max_length, pack, process_index, process_count)
+  widths = _widths(buckets, max_length, pack)
   if seed < 0:
     raise InputError(f'seed is {seed}; it must be at least 0')
 
@@ -105,21 +122,25 @@ def batches(
     epoch, place = divmod(index, len(examples))
     return examples[order(epoch)[place]]
 
-  rows = grain.MapDataset.range(sys.maxsize).map(pick).to_iter_dataset(_READ)
+  rows = grain.MapDataset.range(sys.maxsize).map(pick).to_iter_dataset(packing.READ)
   if pack:
-    rows = _packed(rows, examples[0], max_length, shuffle_seed=seed)
-  collate = functools.partial(
-    _collate, max_length=max_length, start=process_index, stride=process_count
-  )
+    rows = packing.packed(rows, list(examples[0]), pack, max_length, shuffle_seed=seed)
   identity = {
     'examples': len(examples),
     'checksum': _checksum(examples),
     'batch_size': batch_size,
     'max_length': max_length,
     'seed': seed,
-    'pack': pack,
+    'pack': {'': False, 'first_fit': True}.get(pack, pack),  # as the first release wrote it
     'process_count': process_count,
+    **({'buckets': widths} if buckets else {}),
   }
+
+  def collate(group: Sequence[Example]) -> Batch:
+    return _collate(group, _width(group, widths), process_index, process_count)
+
+  if buckets:
+    return Batches(iter(_of_one_length(rows, batch_size, seed).map(collate)), identity)
   return Batches(iter(rows.batch(batch_size, batch_fn=collate)), identity)
 
 
@@ -128,7 +149,7 @@ def eval_batches(
   batch_size: int,
   *,
   max_length: int,
-  pack: bool = False,
+  pack: str | bool = False,
   process_index: int = 0,
   process_count: int = 1,
 ) -> list[Batch]:
@@ -140,11 +161,12 @@ def eval_batches(
   Raises:
     InputError: as `batches` does.
   """
+  pack = packing.strategy(pack)
   _check(examples, batch_size, max_length, pack, process_index, process_count)
   rows: Sequence[Example] = examples
   if pack:
-    order = grain.MapDataset.source(examples).to_iter_dataset(_READ)
-    rows = list(_packed(order, examples[0], max_length, shuffle_seed=None))
+    order = grain.MapDataset.source(examples).to_iter_dataset(packing.READ)
+    rows = list(packing.packed(order, list(examples[0]), pack, max_length, shuffle_seed=None))
   return [
     _collate(
       rows[start : start + batch_size], max_length, process_index, process_count, fill=batch_size
@@ -154,40 +176,49 @@ def eval_batches(
 
 
 def steps_per_epoch(
-  examples: Sequence[Example], batch_size: int, *, max_length: int, pack: bool = False
+  examples: Sequence[Example], batch_size: int, *, max_length: int, pack: str | bool = False
 ) -> float:
   """How many batches one pass over the examples takes: `ceil(epochs * this)` steps for `epochs`.
 
   Exact when rows are padded. Packed rows are counted by packing once in the given order; a shuffled
   epoch differs from that by a few rows.
   """
+  pack = packing.strategy(pack)
   _check(examples, batch_size, max_length, pack, process_index=0, process_count=1)
   if not pack:
     return len(examples) / batch_size
-  order = grain.MapDataset.source(examples).to_iter_dataset(_READ)
-  rows = sum(1 for _ in _packed(order, examples[0], max_length, shuffle_seed=None))
-  return rows / batch_size
+  lengths = [len(example['tokens']) for example in examples]
+  return packing.count_rows(lengths, pack, max_length) / batch_size
 
 
-def _packed(
-  rows: grain.IterDataset, example: Example, max_length: int, shuffle_seed: int | None
-) -> grain.IterDataset:
-  packed = experimental.FirstFitPackIterDataset(
-    rows,
-    length_struct={key: max_length for key in example},
-    num_packing_bins=_BINS,
-    shuffle_bins=shuffle_seed is not None,  # first bins are the fullest; spread them over batches
-    seed=shuffle_seed or 0,
-    meta_features=[key for key in example if key != 'tokens'],  # they need no segments of their own
-  )
-  return packed.map(_rename)
+def _of_one_length(rows: grain.IterDataset, batch_size: int, seed: int) -> grain.IterDataset:
+  """Groups of `batch_size` rows of about one length, in random order."""
+
+  def make(window: list[Example], number: int) -> list[list[Example]]:
+    lengths = [longest_part(example) for example in window]
+    order = np.argsort(lengths, kind='stable').reshape(-1, batch_size)
+    groups = [[window[i] for i in group] for group in order]
+    return packing.shuffled(groups, seed, number)
+
+  count = batch_size * _SORTED
+  return Windows(rows, lambda stream: list(itertools.islice(stream, count)), make)
 
 
-def _rename(row: Example) -> Example:
-  row = dict(row)
-  row['segments'] = row.pop('tokens_segment_ids')
-  row['positions'] = row.pop('tokens_positions')
-  return row
+def _widths(buckets: Sequence[int], max_length: int, pack: str) -> list[int]:
+  if buckets and pack:
+    raise InputError(f'buckets are for rows that are not packed; set pack={pack!r} or buckets')
+  if any(not 0 < width <= max_length for width in buckets):
+    raise InputError(
+      f'buckets are {", ".join(map(str, buckets))}; each must be in [1, {max_length}], max_length'
+    )
+  return sorted({*buckets, max_length})
+
+
+def _width(group: Sequence[Example], widths: Sequence[int]) -> int:
+  if len(widths) == 1:
+    return widths[0]
+  longest = max(map(longest_part, group))
+  return next(width for width in widths if width >= longest)
 
 
 def _collate(
@@ -205,7 +236,7 @@ def _stack(rows: Sequence[Example], max_length: int, real: np.ndarray) -> Batch:
     if isinstance(value, Mapping):
       batch[key] = _stack([row[key] for row in rows], max_length, real)
     elif key in SEQUENCES:
-      batch[key] = np.zeros((len(rows), max_length), value.dtype)
+      batch[key] = np.full((len(rows), max_length), packing.PADDING.get(key, 0), value.dtype)
       for target, row in zip(batch[key], rows, strict=True):
         target[: len(row[key])] = row[key]
     else:
@@ -228,7 +259,7 @@ def _check(
   examples: Sequence[Example],
   batch_size: int,
   max_length: int,
-  pack: bool,
+  pack: str,
   process_index: int,
   process_count: int,
 ) -> None:
@@ -242,17 +273,13 @@ def _check(
       f'{process_count}'
     )
   longest = max(longest_part(example) for example in examples)
-  if longest > max_length:
+  if longest > max_length and pack != 'concat':
     raise InputError(
       f'max_length is {max_length}, but an example has {longest} tokens; encode with the same '
       'max_length'
     )
-  own = [key for key in examples[0] if key not in ('tokens', 'supervised')]
-  if pack and own:
-    raise InputError(
-      f'examples with {own[0]!r} cannot be packed, for a row would hold several of them; set pack '
-      'to False'
-    )
+  if pack:
+    packing.check(examples, pack, max_length)
 
 
 def longest_part(example: Mapping[str, Any]) -> int:
