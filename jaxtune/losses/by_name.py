@@ -7,7 +7,9 @@ from typing import Any
 from jaxtune.losses.causal_lm import causal_lm
 from jaxtune.losses.classification import classification
 from jaxtune.losses.loss import Objective
-from jaxtune.losses.mean_squared_error import mean_squared_error
+from jaxtune.losses.mean_squared_error import huber, mean_squared_error
+from jaxtune.losses.multi_label import multi_label
+from jaxtune.losses.token_classification import token_classification
 from jaxtune.typing import InputError
 
 # Each is `(model, **options) -> Objective`.
@@ -16,7 +18,10 @@ OBJECTIVES: dict[str, Callable[..., Objective]] = {
   for objective in (
     causal_lm,
     classification,
+    multi_label,
+    token_classification,
     mean_squared_error,
+    huber,
   )
 }
 

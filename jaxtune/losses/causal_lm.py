@@ -1,15 +1,28 @@
 """Next-token cross-entropy over the supervised tokens."""
 
+from collections.abc import Mapping
 from typing import Any
 
+import jax
 import jax.numpy as jnp
+import numpy as np
 
 from jaxtune import ops
+from jaxtune.losses import metrics
+from jaxtune.losses.log_probs import learned_tokens
 from jaxtune.losses.loss import Loss, Objective, row_weights
+from jaxtune.losses.measured import measured
+from jaxtune.losses.options import check_fraction, check_not_negative
 from jaxtune.typing import Batch, Key, Params
 
 
-def causal_lm(model: Any, chunk: int | None = None) -> Objective:
+def causal_lm(
+  model: Any,
+  chunk: int | None = None,
+  label_smoothing: float = 0.0,
+  z_loss: float = 0.0,
+  dft: bool = False,
+) -> Objective:
   """`sum over supervised t of -log p(token_t | tokens before t)` in nats; weight: their number.
 
   Token t is predicted from the features of t-1, and is learned where `supervised` says so; the
@@ -17,38 +30,62 @@ def causal_lm(model: Any, chunk: int | None = None) -> Objective:
 
   Batch: `tokens` int32 `[B, T]`; `mask`, `supervised` bool, `segments`, `positions` int32
   `[B, T]` and `weight` `[B]` if present.
-  Metrics: `accuracy`, the count of supervised tokens that have the largest logit.
+  Metrics: `accuracy`, the count of supervised tokens that have the largest logit; with one of the
+  last three options, of which the loss of an evaluation is made as well, also `nats`, the
+  cross-entropy itself. Of a whole split `perplexity`, `exp` of its mean.
 
   Args:
     model: a `ModelSpec` whose task is `causal_lm`.
     chunk: predictions whose logits are held at a time; None for all, as `[B*T, V]`.
-  """
+    label_smoothing, z_loss, dft: see `ops.cross_entropy`. DFT is for supervised fine-tuning on
+      answers that the model could have given; TRL's `loss_type='dft'`.
 
-  def objective(params: Params, batch: Batch, key: Key | None = None) -> Loss:
-    tokens, mask, segments = batch['tokens'], batch.get('mask'), batch.get('segments')
+  Raises:
+    InputError: a smoothing that is no fraction, or a negative z-loss.
+  """
+  check_fraction('causal_lm', 'label_smoothing', label_smoothing)
+  check_not_negative('causal_lm', 'z_loss', z_loss)
+  plain = not (label_smoothing or z_loss or dft)
+
+  def compute(
+    params: Params, batch: Batch, key: Key | None = None
+  ) -> tuple[ops.CrossEntropy, jax.Array]:
+    tokens = batch['tokens']
     features = model.features(
-      params, tokens, mask, positions=batch.get('positions'), segments=segments, key=key
+      params,
+      tokens,
+      batch.get('mask'),
+      positions=batch.get('positions'),
+      segments=batch.get('segments'),
+      key=key,
     )
-    real = jnp.ones_like(tokens, bool) if mask is None else mask
-    if segments is not None:
-      real = real & (segments > 0)
-    # Both the token and the one that predicts it are real, and of one document.
-    learned = real[:, 1:] & real[:, :-1]
-    if 'supervised' in batch:
-      learned = learned & batch['supervised'][:, 1:]
-    if segments is not None:
-      learned = learned & (segments[:, 1:] == segments[:, :-1])
     # Targets are shifted, features are not: [B*T, D] stays one contiguous array.
     targets = jnp.roll(tokens, -1, axis=1)
-    weights = jnp.pad(learned, ((0, 0), (0, 1))) * row_weights(batch)[:, None]
-
-    def head(rows):
-      return model.head(params, rows)
-
+    weights = jnp.roll(learned_tokens(batch), -1, axis=1) * row_weights(batch)[:, None]
     flat = features.reshape(-1, features.shape[-1])
-    loss = ops.chunked_cross_entropy(
-      flat, head, targets.reshape(-1), weights.reshape(-1), chunk or flat.shape[0]
+    found = ops.chunked_cross_entropy(
+      flat,
+      lambda rows: model.head(params, rows),
+      targets.reshape(-1),
+      weights.reshape(-1),
+      chunk or flat.shape[0],
+      label_smoothing=label_smoothing,
+      z_loss=z_loss,
+      dft=dft,
     )
-    return Loss(loss.nats, weights.sum(), {'accuracy': loss.correct})
+    return found, weights.sum()
 
-  return objective
+  def objective(params: Params, batch: Batch, key: Key | None = None) -> Loss:
+    found, weight = compute(params, batch, key)
+    sums = {'accuracy': found.correct} | ({} if plain else {'nats': found.nats})
+    return Loss(found.loss, weight, sums)
+
+  def outputs(params: Params, batch: Batch) -> dict[str, jax.Array]:
+    found, weight = compute(params, batch)
+    return {'nats': found.nats[None], 'weight': weight[None]}
+
+  return measured(objective, outputs, _measure)
+
+
+def _measure(sums: Mapping[str, np.ndarray]) -> dict[str, float]:
+  return {'perplexity': metrics.perplexity(sums['nats'], sums['weight'])}

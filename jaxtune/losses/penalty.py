@@ -5,6 +5,7 @@ from collections.abc import Callable
 import jax
 
 from jaxtune.losses.loss import Loss, Objective
+from jaxtune.losses.measured import Measured, measured
 from jaxtune.typing import Batch, Key, Params
 
 
@@ -15,7 +16,7 @@ def penalized(objective: Objective, penalty: Callable[[Params], jax.Array]) -> O
   sum of weights, is then the mean loss plus the penalty.
 
   Batch: as of `objective`. Metrics: those of `objective`, and `penalty`, which the loss includes,
-  in an evaluation too.
+  in an evaluation too; what is measured on a whole split stays as it is.
 
   Args:
     objective: what the penalty is added to.
@@ -24,10 +25,17 @@ def penalized(objective: Objective, penalty: Callable[[Params], jax.Array]) -> O
   """
   own = getattr(penalty, 'own', ())
 
+  def seen(params: Params) -> Params:
+    return {name: part for name, part in params.items() if name not in own} if own else params
+
   def objective_with_penalty(params: Params, batch: Batch, key: Key | None = None) -> Loss:
-    seen = {name: part for name, part in params.items() if name not in own} if own else params
-    loss = objective(seen, batch, key)
+    loss = objective(seen(params), batch, key)
     added = loss.weight * penalty(params)
     return Loss(loss.total + added, loss.weight, {**loss.metrics, 'penalty': added})
 
-  return objective_with_penalty
+  if not isinstance(objective, Measured):
+    return objective_with_penalty
+  outputs = objective.outputs
+  return measured(
+    objective_with_penalty, lambda params, batch: outputs(seen(params), batch), objective.measure
+  )

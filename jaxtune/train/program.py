@@ -7,7 +7,7 @@ import jax
 import optax
 
 from jaxtune import adapt, shard
-from jaxtune.losses import Objective
+from jaxtune.losses import Measured, Objective
 from jaxtune.train.evaluate import evaluate
 from jaxtune.train.state import State, init_state
 from jaxtune.train.step import Arguments, make_evaluation, make_step
@@ -22,7 +22,7 @@ class Program(NamedTuple):
     state: the state before the first step.
     frozen: the leaves that do not train.
     place: puts a host batch on the devices.
-    evaluate: `(trainable, batches) -> means` of the objective, without dropout.
+    evaluate: `(trainable, batches) -> metrics` of the objective, without dropout.
     batch: the shapes of a placed batch.
   """
 
@@ -81,13 +81,14 @@ def prepare(
     out_shardings=(states, shard.replicated(grid)),
   )
   evaluation = jax.jit(make_evaluation(objective))
+  measure = objective.measure if isinstance(objective, Measured) else None
   return Program(
     step=step.lower(state, frozen, example).compile(),
     state=state,
     frozen=frozen,
     place=place,
     evaluate=lambda trainable, batches: evaluate(
-      evaluation, trainable, frozen, batches, place=place
+      evaluation, trainable, frozen, batches, place=place, measure=measure
     ),
     batch=jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), example),
   )

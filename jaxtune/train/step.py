@@ -9,7 +9,7 @@ import optax
 from jax import lax
 
 from jaxtune import adapt, optim, tree
-from jaxtune.losses import Loss, Objective
+from jaxtune.losses import Loss, Measured, Objective
 from jaxtune.train.state import State
 from jaxtune.typing import Batch, Key, Metrics, Params
 
@@ -112,10 +112,17 @@ def make_step(
   return step
 
 
-def make_evaluation(objective: Objective) -> Callable[[Any, Any, Batch], Loss]:
-  """`(trainable, frozen, batch) -> Loss` without dropout: sums that add up over batches."""
+def make_evaluation(
+  objective: Objective,
+) -> Callable[[Any, Any, Batch], tuple[Loss, dict[str, jax.Array]]]:
+  """`(trainable, frozen, batch) -> Loss, outputs` without dropout: sums that add up over batches.
 
-  def evaluation(trainable: Any, frozen: Any, batch: Batch) -> Loss:
-    return objective(tree.combine(trainable, frozen), batch, None)
+  The outputs are those of a `losses.measured` objective; of any other there are none.
+  """
+
+  def evaluation(trainable: Any, frozen: Any, batch: Batch) -> tuple[Loss, dict[str, jax.Array]]:
+    params = tree.combine(trainable, frozen)
+    outputs = objective.outputs(params, batch) if isinstance(objective, Measured) else {}
+    return objective(params, batch, None), outputs
 
   return evaluation

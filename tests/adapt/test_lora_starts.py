@@ -246,7 +246,7 @@ def test_a_step_drops_and_an_evaluation_does_not(accumulate):
     return float(step(state, frozen, batch)[1]['loss'])
 
   assert loss(0) == loss(0) != loss(1)
-  evaluation = train.make_evaluation(objective)(trainable, frozen, batch)
+  evaluation, _ = train.make_evaluation(objective)(trainable, frozen, batch)
   assert float(evaluation.total) == float(objective(made, batch, None).total)
 
 

@@ -7,6 +7,7 @@ import re
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -15,13 +16,25 @@ from jaxtune import ops
 V, D = 11, 4
 
 
-def oracle(logits, targets, weights):
+OPTIONS = [
+  {},
+  {'label_smoothing': 0.1},
+  {'z_loss': 0.01},
+  {'dft': True},
+  {'label_smoothing': 0.2, 'z_loss': 0.02, 'dft': True},
+]
+
+
+def oracle(logits, targets, weights, label_smoothing=0.0, z_loss=0.0, dft=False):
   logits = np.asarray(logits, np.float64)
   largest = logits.max(-1, keepdims=True)
   log_z = np.log(np.exp(logits - largest).sum(-1)) + largest[:, 0]
-  nats = log_z - logits[np.arange(len(targets)), targets]
+  log_p = logits - log_z[:, None]
+  nats = -log_p[np.arange(len(targets)), targets]
   correct = logits.argmax(-1) == targets
-  return (nats * weights).sum(), (correct * weights).sum()
+  loss = (1 - label_smoothing) * nats - label_smoothing * log_p.mean(-1)
+  loss = loss * (np.exp(-nats) if dft else 1) + z_loss * log_z**2
+  return (nats * weights).sum(), (correct * weights).sum(), (loss * weights).sum()
 
 
 def sample(rows, seed=0):
@@ -33,14 +46,34 @@ def sample(rows, seed=0):
   return features, matrix, targets, weights
 
 
-def test_cross_entropy_is_the_oracle():
+@pytest.mark.parametrize('options', OPTIONS, ids=str)
+def test_cross_entropy_is_the_oracle(options):
   features, matrix, targets, weights = sample(9)
   logits = 30 * features @ matrix
   targets[:4] = logits[:4].argmax(-1)
   weights[:2] = 1.0
-  got = ops.cross_entropy(logits, targets, weights)
-  np.testing.assert_allclose(got, oracle(logits, targets, weights), rtol=1e-5)
+  got = ops.cross_entropy(logits, targets, weights, **options)
+  np.testing.assert_allclose(got, oracle(logits, targets, weights, **options), rtol=1e-5)
   assert got.correct >= 2
+
+
+def test_the_probability_that_weighs_a_token_is_not_differentiated():
+  """DFT's gradient is that of the nats, each row times its probability."""
+  features, matrix, targets, weights = sample(4)
+  logits = features @ matrix
+  p = np.take_along_axis(np.asarray(jax.nn.softmax(logits)), targets[:, None], 1)[:, 0]
+
+  def gradient(weights, **options):
+    return jax.grad(lambda x: ops.cross_entropy(x, targets, weights, **options).loss)(logits)
+
+  np.testing.assert_allclose(gradient(weights, dft=True), gradient(weights * p), atol=1e-6)
+
+
+def test_chunks_take_the_options():
+  features, matrix, targets, weights = sample(7)
+  head, options = (lambda x: x @ matrix), OPTIONS[-1]
+  got = ops.chunked_cross_entropy(features, head, targets, weights, 3, **options)
+  np.testing.assert_allclose(got, oracle(features @ matrix, targets, weights, **options), rtol=1e-5)
 
 
 def test_low_precision_logits_are_summed_wide():

@@ -1,0 +1,77 @@
+"""Softmax cross-entropy over the tag of every tagged token."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jaxtune.losses import metrics
+from jaxtune.losses.loss import Loss, Objective, row_weights
+from jaxtune.losses.measured import measured
+from jaxtune.losses.metrics import IGNORED
+from jaxtune.losses.options import check_fraction
+from jaxtune.ops import cross_entropy
+from jaxtune.typing import Batch, Key, Params
+
+
+def token_classification(
+  model: Any, names: Sequence[str] | None = None, label_smoothing: float = 0.0
+) -> Objective:
+  """`sum over tagged t of -log softmax(outputs_t)[tag_t]` in nats; weight: their number.
+
+  Batch: `tokens` int32 `[B, T]`, `tags` int32 `[B, T]`, -100 where nothing is learned; `mask`
+  `[B, T]` and `weight` `[B]` if present.
+  Metrics: `accuracy`, the count of tagged tokens whose largest output is the tag's. Of a whole
+  split, when `names` are BIO tags, `entity_precision`, `entity_recall` and `entity_f1`, see
+  `losses.metrics.entity_f1`: of the tokens that have a tag, as a text's words in their order.
+
+  Args:
+    model: a `ModelSpec` whose outputs are `[B, T, C]`.
+    names: of the tags, by their numbers.
+    label_smoothing: see `ops.cross_entropy`.
+
+  Raises:
+    InputError: a smoothing that is no fraction.
+  """
+  check_fraction('token_classification', 'label_smoothing', label_smoothing)
+
+  def objective(params: Params, batch: Batch, key: Key | None = None) -> Loss:
+    logits = model.apply(params, batch['tokens'], batch.get('mask'), key=key)
+    weights = _tagged(batch) * row_weights(batch)[:, None]
+    found = cross_entropy(
+      logits.reshape(-1, logits.shape[-1]),
+      jnp.maximum(batch['tags'], 0).reshape(-1),
+      weights.reshape(-1),
+      label_smoothing=label_smoothing,
+    )
+    return Loss(found.loss, weights.sum(), {'accuracy': found.correct})
+
+  def outputs(params: Params, batch: Batch) -> dict[str, jax.Array]:
+    logits = model.apply(params, batch['tokens'], batch.get('mask'))
+    return {
+      'predicted': jnp.argmax(logits, axis=-1),
+      'tags': jnp.where(_tagged(batch), batch['tags'], IGNORED),
+      'weight': row_weights(batch),
+    }
+
+  def measure(rows: Mapping[str, np.ndarray]) -> dict[str, float]:
+    assert names is not None
+    named = np.array(list(names), object)
+    true, said = [], []
+    for tags, predicted in zip(rows['tags'], rows['predicted'], strict=True):
+      known = tags != IGNORED
+      true.append(list(named[tags[known]]))
+      said.append(list(named[predicted[known]]))
+    return metrics.entity_f1(true, said)
+
+  if names is None or not metrics.is_bio(names):
+    return objective
+  return measured(objective, outputs, measure)
+
+
+def _tagged(batch: Batch) -> jax.Array:
+  """The tokens that have a tag, bool `[B, T]`; padding has none, whatever fills it."""
+  tagged = batch['tags'] != IGNORED
+  return tagged & batch['mask'] if 'mask' in batch else tagged
