@@ -3,7 +3,7 @@
 from jaxtune.ops.attention import attention, attention_bias, hidden
 from jaxtune.ops.cross_entropy import CrossEntropy, chunked_cross_entropy, cross_entropy
 from jaxtune.ops.norm import layer_norm, rms_norm
-from jaxtune.ops.pool import normalize, pool
+from jaxtune.ops.pool import POOLINGS, normalize, pool
 from jaxtune.ops.rope import Rope, Table, rope_table, rotate
 from jaxtune.ops.weight import (
   affine,
@@ -18,6 +18,7 @@ from jaxtune.ops.weight import (
 )
 
 __all__ = [
+  'POOLINGS',
   'CrossEntropy',
   'Rope',
   'Table',
