@@ -25,6 +25,8 @@ class Encoded(NamedTuple):
     empty: how many rows had no text; they are left out of training data, and kept for prediction.
     unlearned: how many rows were left out because no token is left to learn from.
     names: the names of the classes, in the order of their numbers; None when there are none.
+    unfinished: how many of the truncated rows lost the end of something that is learned.
+    repeated: how many rows have a positive that an earlier row has too.
   """
 
   examples: list[Example]
@@ -32,6 +34,8 @@ class Encoded(NamedTuple):
   empty: int = 0
   unlearned: int = 0
   names: tuple[str, ...] | None = None
+  unfinished: int = 0
+  repeated: int = 0
 
 
 def tokenize(
