@@ -15,6 +15,8 @@ from jaxtune.data.language import encode_text as encode_text
 from jaxtune.data.pack import fill as fill
 from jaxtune.data.preview import preview as preview
 from jaxtune.data.read import read as read
+from jaxtune.data.render import render as render
+from jaxtune.data.render import render_many as render_many
 from jaxtune.data.row import Row as Row
 from jaxtune.data.split import deduplicate as deduplicate
 from jaxtune.data.split import split as split

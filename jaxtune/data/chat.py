@@ -3,6 +3,7 @@
 import datetime
 import functools
 import json
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -11,6 +12,8 @@ from jinja2 import ext, nodes, parser, sandbox
 
 from jaxtune.data.tokenizer import SpecialTokens
 from jaxtune.typing import InputError
+
+_MARKS = ('generation_begins_', 'generation_ends_')
 
 
 def render_chat(
@@ -33,22 +36,50 @@ def render_chat(
   Raises:
     InputError: the model has no template, the template is broken, or it refuses these messages.
   """
+  return write(special, as_values(messages, tools), add_generation_prompt)
+
+
+def as_values(
+  messages: Sequence[Mapping[str, Any]], tools: Sequence[Mapping[str, Any]] | None = None
+) -> dict[str, Any]:
+  """What a template sees of a conversation: plain values, and copies.
+
+  Raises:
+    InputError: the messages are no dicts, or they or the tools no JSON values.
+  """
+  try:
+    # What has no value is left out, as by `transformers`.
+    said = [{k: v for k, v in message.items() if v is not None} for message in messages]
+    return json.loads(json.dumps({'messages': said, 'tools': tools}))
+  except (AttributeError, TypeError, ValueError) as error:
+    raise InputError(
+      f'messages must be dicts of role and content, and they and tools JSON values: {error}'
+    ) from None
+
+
+def write(
+  special: SpecialTokens,
+  values: Mapping[str, Any],
+  add_generation_prompt: bool,
+  marks: tuple[str, str] = ('', ''),
+) -> str:
+  """The text of a conversation given as `as_values`, with `marks` around what it generates.
+
+  Raises:
+    InputError: the model has no template, the template is broken, or it refuses these messages.
+  """
   if special.chat_template is None:
     raise InputError(
       'the model has no chat template, so it was made to go on with plain text; give it a prompt '
       'without roles, or take the instruct version of the model'
     )
   try:
-    # Templates see plain values, and copies; what has no value is left out, as by `transformers`.
-    said = [{k: v for k, v in message.items() if v is not None} for message in messages]
-    values = json.loads(json.dumps({'messages': said, 'tools': tools}))
-  except (AttributeError, TypeError, ValueError) as error:
-    raise InputError(
-      f'messages must be dicts of role and content, and they and tools JSON values: {error}'
-    ) from None
-  try:
     return _compiled(special.chat_template).render(
-      **special.texts, **values, documents=None, add_generation_prompt=add_generation_prompt
+      **special.texts,
+      **values,
+      documents=None,
+      add_generation_prompt=add_generation_prompt,
+      **dict(zip(_MARKS, marks, strict=True)),
     )
   except jinja2.TemplateSyntaxError as error:
     raise InputError(
@@ -60,14 +91,22 @@ def render_chat(
     raise InputError(f'the chat template refuses these messages: {text}') from None
 
 
+@functools.lru_cache
+def generates(template: str) -> bool:
+  """Whether the template marks what the assistant said with `{% generation %}`."""
+  return re.search(r'{%[-+]?\s*generation\b', template) is not None
+
+
 class _Generation(ext.Extension):
-  """`{% generation %}` marks what an assistant said, for training; here it changes nothing."""
+  """`{% generation %}` encloses what an assistant said; it is written with the marks around it."""
 
   tags = {'generation'}
 
   def parse(self, parser: parser.Parser) -> list[nodes.Node]:
     next(parser.stream)
-    return parser.parse_statements(('name:endgeneration',), drop_needle=True)
+    body = parser.parse_statements(('name:endgeneration',), drop_needle=True)
+    begin, end = (nodes.Output([nodes.Name(name, 'load')]) for name in _MARKS)
+    return [begin, *body, end]
 
 
 @functools.lru_cache
