@@ -7,6 +7,10 @@ from jaxtune.data.batch import steps_per_epoch as steps_per_epoch
 from jaxtune.data.chat import render_chat as render_chat
 from jaxtune.data.column import column as column
 from jaxtune.data.encode import Encoded as Encoded
+from jaxtune.data.formats import Format as Format
+from jaxtune.data.formats import Formatted as Formatted
+from jaxtune.data.formats import normalize as normalize
+from jaxtune.data.formats import recognize as recognize
 from jaxtune.data.labels import encode_classification as encode_classification
 from jaxtune.data.labels import encode_regression as encode_regression
 from jaxtune.data.labels import label_names as label_names
