@@ -1,6 +1,7 @@
 """Objectives on embeddings beside float64, and what of a batch must not change them."""
 
 import functools
+import pathlib
 import types
 
 import jax
@@ -12,6 +13,7 @@ from jax.sharding import AxisType, NamedSharding, PartitionSpec
 from jaxtune import losses, models
 from jaxtune.losses import embedding
 from jaxtune.typing import InputError
+from scripts import golden_embeddings
 
 B, T, D = 4, 6, 8
 RNG = np.random.default_rng(0)
@@ -42,6 +44,7 @@ BATCH = {
   'label': LABELS.astype(np.float32),
   'weight': np.array([1, 0.5, 1, 0], np.float32),
 }
+GOLDEN = np.load(pathlib.Path(__file__).parent / 'golden' / 'embeddings.npz')
 NAMES = ('info_nce', 'triplet', 'cosine_similarity', 'cosent')
 names = pytest.mark.parametrize('name', NAMES)
 
@@ -74,6 +77,27 @@ def unit(x):
 def softmax_nats(scores):
   """Of the diagonal."""
   return np.log(np.exp(scores).sum(1)) - np.diagonal(scores)
+
+
+@pytest.mark.parametrize('name', golden_embeddings.CASES)
+def test_losses_and_gradients_are_those_of_sentence_transformers(name):
+  """On given embeddings: the model looks each text up, and has no other text like it."""
+  objective, options, parts = golden_embeddings.CASES[name]
+  rows = golden_embeddings.ROWS
+  tables = {'table': np.concatenate([GOLDEN[part] for part in parts])}
+  lookup = types.SimpleNamespace(features=lambda p, tokens, mask, key=None: p['table'][tokens])
+  ids = np.arange(len(parts) * rows, dtype=np.int32).reshape(len(parts), rows, 1)
+  batch = {part: {'tokens': x} for part, x in zip(parts, ids, strict=True)}
+  made = losses.OBJECTIVES[objective](lookup, **options)
+
+  def mean(tables):
+    loss = made(tables, {**batch, 'label': GOLDEN['label']}, None)
+    return loss.total / loss.weight
+
+  value, gradient = jax.jit(jax.value_and_grad(mean))(tables)
+  np.testing.assert_allclose(value, GOLDEN[f'{name}/loss'], rtol=1e-5)
+  want = np.concatenate([GOLDEN[f'{name}/{part}'] for part in parts])
+  np.testing.assert_allclose(gradient['table'], want, rtol=1e-5, atol=1e-5)
 
 
 def test_info_nce_is_the_oracle():
