@@ -1,5 +1,10 @@
 """Objectives: `(params, batch, key) -> Loss`, sums and weights so that accumulation is exact."""
 
+from jaxtune.losses.advantages import advantages as advantages
+from jaxtune.losses.advantages import leave_one_out as leave_one_out
+from jaxtune.losses.advantages import overlong_penalty as overlong_penalty
+from jaxtune.losses.bco import bco as bco
+from jaxtune.losses.bco import bco_loss as bco_loss
 from jaxtune.losses.by_name import OBJECTIVES as OBJECTIVES
 from jaxtune.losses.by_name import check_options as check_options
 from jaxtune.losses.by_name import create as create
@@ -7,8 +12,28 @@ from jaxtune.losses.by_name import options_of as options_of
 from jaxtune.losses.causal_lm import causal_lm as causal_lm
 from jaxtune.losses.classification import class_cross_entropy as class_cross_entropy
 from jaxtune.losses.classification import classification as classification
+from jaxtune.losses.cosine_similarity import cosent as cosent
+from jaxtune.losses.cosine_similarity import cosent_loss as cosent_loss
+from jaxtune.losses.cosine_similarity import cosine_similarity as cosine_similarity
+from jaxtune.losses.cpo import cpo as cpo
+from jaxtune.losses.cpo import cpo_loss as cpo_loss
+from jaxtune.losses.dpo import dpo as dpo
+from jaxtune.losses.dpo import dpo_loss as dpo_loss
+from jaxtune.losses.embedding import embed_parts as embed_parts
+from jaxtune.losses.embedding import matryoshka as matryoshka
+from jaxtune.losses.grpo import grpo as grpo
+from jaxtune.losses.grpo import grpo_loss as grpo_loss
+from jaxtune.losses.info_nce import info_nce as info_nce
+from jaxtune.losses.info_nce import info_nce_loss as info_nce_loss
+from jaxtune.losses.kl import kl_to_reference as kl_to_reference
+from jaxtune.losses.kto import kto as kto
+from jaxtune.losses.kto import kto_loss as kto_loss
+from jaxtune.losses.log_probs import log_probs as log_probs
+from jaxtune.losses.log_probs import token_log_probs as token_log_probs
 from jaxtune.losses.loss import Loss as Loss
 from jaxtune.losses.loss import Objective as Objective
+from jaxtune.losses.masked_lm import mask_tokens as mask_tokens
+from jaxtune.losses.masked_lm import masked_lm as masked_lm
 from jaxtune.losses.mean_squared_error import huber as huber
 from jaxtune.losses.mean_squared_error import huber_error as huber_error
 from jaxtune.losses.mean_squared_error import mean_squared_error as mean_squared_error
@@ -17,5 +42,15 @@ from jaxtune.losses.measured import Measured as Measured
 from jaxtune.losses.measured import measured as measured
 from jaxtune.losses.multi_label import binary_cross_entropy as binary_cross_entropy
 from jaxtune.losses.multi_label import multi_label as multi_label
+from jaxtune.losses.orpo import orpo as orpo
+from jaxtune.losses.orpo import orpo_loss as orpo_loss
 from jaxtune.losses.penalty import penalized as penalized
+from jaxtune.losses.reward import reward as reward
+from jaxtune.losses.reward import reward_loss as reward_loss
+from jaxtune.losses.rloo import rloo as rloo
+from jaxtune.losses.rloo import rloo_loss as rloo_loss
+from jaxtune.losses.simpo import simpo as simpo
+from jaxtune.losses.simpo import simpo_loss as simpo_loss
 from jaxtune.losses.token_classification import token_classification as token_classification
+from jaxtune.losses.triplet import triplet as triplet
+from jaxtune.losses.triplet import triplet_loss as triplet_loss
