@@ -17,6 +17,8 @@ from jaxtune.data.labels import label_names as label_names
 from jaxtune.data.language import encode_completions as encode_completions
 from jaxtune.data.language import encode_text as encode_text
 from jaxtune.data.pack import fill as fill
+from jaxtune.data.pairs import encode_pairs as encode_pairs
+from jaxtune.data.pairs import halves as halves
 from jaxtune.data.preview import preview as preview
 from jaxtune.data.read import read as read
 from jaxtune.data.render import render as render
@@ -25,5 +27,6 @@ from jaxtune.data.row import Row as Row
 from jaxtune.data.split import deduplicate as deduplicate
 from jaxtune.data.split import split as split
 from jaxtune.data.stream import stream as stream
+from jaxtune.data.streamed import stream_batches as stream_batches
 from jaxtune.data.tokenizer import SpecialTokens as SpecialTokens
 from jaxtune.data.tokenizer import Tokenizer as Tokenizer

@@ -106,10 +106,7 @@ def batches(
       examples that cannot be packed because they have values of their own (`label`).
   """
   pack = packing.strategy(pack)
-  _check(examples, batch_size, max_length, pack, process_index, process_count)
-  widths = _widths(buckets, max_length, pack)
-  if seed < 0:
-    raise InputError(f'seed is {seed}; it must be at least 0')
+  check(examples, batch_size, max_length, pack, process_index, process_count, seed)
 
   @functools.lru_cache(maxsize=2)  # packing looks back over the border of two epochs
   def order(epoch: int) -> np.ndarray:
@@ -122,12 +119,48 @@ def batches(
     epoch, place = divmod(index, len(examples))
     return examples[order(epoch)[place]]
 
-  rows = grain.MapDataset.range(sys.maxsize).map(pick).to_iter_dataset(packing.READ)
+  stream = grain.MapDataset.range(sys.maxsize).map(pick).to_iter_dataset(packing.READ)
+  about = {'examples': len(examples), 'checksum': checksum(examples)}
+  return of_stream(
+    stream,
+    list(examples[0]),
+    batch_size,
+    max_length=max_length,
+    seed=seed,
+    pack=pack,
+    buckets=buckets,
+    process_index=process_index,
+    process_count=process_count,
+    identity=about,
+  )
+
+
+def of_stream(
+  examples: grain.IterDataset,
+  keys: Sequence[str],
+  batch_size: int,
+  *,
+  max_length: int,
+  seed: int,
+  pack: str,
+  buckets: Sequence[int],
+  process_index: int,
+  process_count: int,
+  identity: Mapping[str, Any],
+) -> Batches:
+  """The batches of an endless stream of examples with these keys, in the order of the stream."""
+  widths = _widths(buckets, max_length, pack)
   if pack:
-    rows = packing.packed(rows, list(examples[0]), pack, max_length, shuffle_seed=seed)
-  identity = {
-    'examples': len(examples),
-    'checksum': _checksum(examples),
+    examples = packing.packed(examples, keys, pack, max_length, shuffle_seed=seed)
+
+  def collate(group: Sequence[Example]) -> Batch:
+    return _collate(group, _width(group, widths), process_index, process_count)
+
+  if buckets:
+    made = _of_one_length(examples, batch_size, seed).map(collate)
+  else:
+    made = examples.batch(batch_size, batch_fn=collate)
+  settings = {
     'batch_size': batch_size,
     'max_length': max_length,
     'seed': seed,
@@ -135,13 +168,7 @@ def batches(
     'process_count': process_count,
     **({'buckets': widths} if buckets else {}),
   }
-
-  def collate(group: Sequence[Example]) -> Batch:
-    return _collate(group, _width(group, widths), process_index, process_count)
-
-  if buckets:
-    return Batches(iter(_of_one_length(rows, batch_size, seed).map(collate)), identity)
-  return Batches(iter(rows.batch(batch_size, batch_fn=collate)), identity)
+  return Batches(iter(made), {**identity, **settings})
 
 
 def eval_batches(
@@ -162,7 +189,7 @@ def eval_batches(
     InputError: as `batches` does.
   """
   pack = packing.strategy(pack)
-  _check(examples, batch_size, max_length, pack, process_index, process_count)
+  check(examples, batch_size, max_length, pack, process_index, process_count)
   rows: Sequence[Example] = examples
   if pack:
     order = grain.MapDataset.source(examples).to_iter_dataset(packing.READ)
@@ -184,7 +211,7 @@ def steps_per_epoch(
   epoch differs from that by a few rows.
   """
   pack = packing.strategy(pack)
-  _check(examples, batch_size, max_length, pack, process_index=0, process_count=1)
+  check(examples, batch_size, max_length, pack, process_index=0, process_count=1)
   if not pack:
     return len(examples) / batch_size
   lengths = [len(example['tokens']) for example in examples]
@@ -236,7 +263,8 @@ def _stack(rows: Sequence[Example], max_length: int, real: np.ndarray) -> Batch:
     if isinstance(value, Mapping):
       batch[key] = _stack([row[key] for row in rows], max_length, real)
     elif key in SEQUENCES:
-      batch[key] = np.full((len(rows), max_length), packing.PADDING.get(key, 0), value.dtype)
+      shape = (len(rows), max_length, *value.shape[1:])
+      batch[key] = np.full(shape, packing.PADDING.get(key, 0), value.dtype)
       for target, row in zip(batch[key], rows, strict=True):
         target[: len(row[key])] = row[key]
     else:
@@ -255,16 +283,20 @@ def _stack(rows: Sequence[Example], max_length: int, real: np.ndarray) -> Batch:
   return batch
 
 
-def _check(
+def check(
   examples: Sequence[Example],
   batch_size: int,
   max_length: int,
   pack: str,
   process_index: int,
   process_count: int,
+  seed: int = 0,
 ) -> None:
+  """Says what of these cannot be batched."""
   if not examples:
     raise InputError('no examples to batch; at least one is needed')
+  if seed < 0:
+    raise InputError(f'seed is {seed}; it must be at least 0')
   if not 0 <= process_index < process_count:
     raise InputError(f'process_index is {process_index}; it must be in [0, {process_count})')
   if batch_size < 1 or batch_size % process_count:
@@ -272,14 +304,20 @@ def _check(
       f'batch_size is {batch_size}; it must be a positive multiple of the number of processes, '
       f'{process_count}'
     )
-  longest = max(longest_part(example) for example in examples)
-  if longest > max_length and pack != 'concat':
+  if pack:
+    packing.check(examples, pack, max_length)
+  if pack != 'concat':
+    check_lengths(examples, max_length)
+
+
+def check_lengths(examples: Sequence[Example], max_length: int) -> None:
+  """Says whether an example is too long for a row."""
+  longest = max(map(longest_part, examples), default=0)
+  if longest > max_length:
     raise InputError(
       f'max_length is {max_length}, but an example has {longest} tokens; encode with the same '
       'max_length'
     )
-  if pack:
-    packing.check(examples, pack, max_length)
 
 
 def longest_part(example: Mapping[str, Any]) -> int:
@@ -289,7 +327,8 @@ def longest_part(example: Mapping[str, Any]) -> int:
   return max(longest_part(part) for part in example.values() if isinstance(part, Mapping))
 
 
-def _checksum(examples: Sequence[Example]) -> int:
+def checksum(examples: Sequence[Example]) -> int:
+  """A number that tells examples, in this order, from others."""
   check = 0
   for example in examples:
     check = _continued(example, check)

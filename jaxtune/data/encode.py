@@ -15,6 +15,9 @@ Example = dict[str, Any]
 SEQUENCES = ('tokens', 'supervised', 'segments', 'positions', 'tags', 'words')
 
 
+_TEXTS = 1024  # encoded at a time
+
+
 class Encoded(NamedTuple):
   """Examples, and what happened to the rows on the way; the counts belong into the report.
 
@@ -61,8 +64,15 @@ def tokenize(
         f'it must be at least {special + 1}'
       )
     own.enable_truncation(max_length)
-  encodings = own.encode_batch_fast(list(texts), add_special_tokens=max_length is not None)
-  return [e.ids for e in encodings], sum(1 for e in encodings if e.overflowing)
+  tokens: list[list[int]] = []
+  cut = 0
+  # What the tokenizer holds of a text while it works is large: not of all of them at once.
+  for start in range(0, len(texts), _TEXTS):
+    part = list(texts[start : start + _TEXTS])
+    encodings = own.encode_batch_fast(part, add_special_tokens=max_length is not None)
+    tokens += [encoding.ids for encoding in encodings]
+    cut += sum(1 for encoding in encodings if encoding.overflowing)
+  return tokens, cut
 
 
 def special_count(tokenizer: tokenizers.Tokenizer) -> int:

@@ -43,20 +43,22 @@ def encode(
   """
   codec = _codec(tokenizer, tokenizer.get_vocab_size())
   cut = [_cut(codec, text, spans) for text, spans in texts]
-  queues: dict[bool, list[str]] = {False: [], True: []}
-  for _, _, inside, piece in (part for parts in cut for part in parts):
-    queues[inside].append(piece)
-  encodings = {
-    inside: iter((codec.inside if inside else codec.begins).encode_batch(queue))
-    for inside, queue in queues.items()
-  }
+  # Few pieces are learned in part; without offsets a tokenizer is a third faster.
+  queues: dict[tuple[bool, bool], list[str]] = {}
+  for length, end, inside, piece in (part for parts in cut for part in parts):
+    queues.setdefault((inside, 0 < end < length), []).append(piece)
+  encodings = {}
+  for (inside, partly), queue in queues.items():
+    own = codec.inside if inside else codec.begins
+    encodings[inside, partly] = iter((own.encode_batch if partly else own.encode_batch_fast)(queue))
   found: list[Marked] = []
   for parts in cut:
     ids: list[int] = []
     learned: list[bool] = []
     for length, end, inside, _ in parts:
-      encoding = next(encodings[inside])
-      count = len(encoding.ids) if end >= length else _before(encoding, end, length)
+      partly = 0 < end < length
+      encoding = next(encodings[inside, partly])
+      count = _before(encoding, end, length) if partly else len(encoding.ids) * (end > 0)
       ids += encoding.ids
       learned += [True] * count + [False] * (len(encoding.ids) - count)
     found.append((ids, learned))
