@@ -1,13 +1,13 @@
-"""Records to sequences of which each token is learned from the tokens before it."""
+"""Columns of text to sequences of which each token is learned from the tokens before it."""
 
 from collections.abc import Sequence
 from typing import Any
 
-import numpy as np
 import tokenizers
 
 from jaxtune.data.column import strings
-from jaxtune.data.encode import Encoded, Example, tokenize
+from jaxtune.data.encode import Encoded
+from jaxtune.data.render import Written, collect, tokenized
 from jaxtune.typing import InputError
 
 Record = dict[str, Any]
@@ -37,22 +37,10 @@ def encode_text(
     raise InputError(f'max_length is {max_length}; a block needs at least 2 tokens to learn one')
   first, last = _special(tokenizer, bos=bos), _special(tokenizer, eos=eos)
   texts = strings(records, text)
-  examples: list[Example] = []
-  empty = unlearned = 0
-  for ids in tokenize(tokenizer, texts, None)[0]:
-    if not ids:
-      empty += 1
-      continue
-    document = np.array(first + ids + last, np.int32)
-    unlearned += len(document) < 2
-    for start in range(0, len(document) - 1, max_length - 1):
-      block = document[start : start + max_length]
-      examples.append({'tokens': block, 'supervised': np.arange(len(block)) > 0})
-  if empty == len(texts):
-    raise InputError(f'column {text!r} is empty in all {empty} rows; choose a column of text')
-  if not examples:
-    raise InputError(f'column {text!r}: no document has the 2 tokens it takes to learn one')
-  return Encoded(examples, empty=empty, unlearned=unlearned)
+  written = [Written(t, [(0, len(t))], first, last) for t in texts]
+  rows = [{'text': t} for t in texts]
+  rendered = zip(rows, tokenized(tokenizer, written), strict=True)
+  return collect(rendered, max_length, f'column {text!r}')
 
 
 def encode_completions(
@@ -77,29 +65,10 @@ def encode_completions(
     InputError: a column is missing, `bos` or `eos` is no token, or no token at all is supervised.
   """
   first, last = _special(tokenizer, bos=bos), _special(tokenizer, eos=eos)
-  prompts = tokenize(tokenizer, strings(records, prompt), None)[0]
-  completions = tokenize(tokenizer, strings(records, completion), None)[0]
-  examples: list[Example] = []
-  truncated = empty = unlearned = 0
-  for before, after in zip(prompts, completions, strict=True):
-    if not after:
-      empty += 1
-      continue
-    given = first + before
-    tokens = np.array(given + after + last, np.int32)
-    truncated += len(tokens) > max_length
-    tokens = tokens[: max(max_length, 0)]
-    supervised = np.arange(len(tokens)) >= max(len(given), 1)
-    if supervised.any():
-      examples.append({'tokens': tokens, 'supervised': supervised})
-    else:
-      unlearned += 1
-  if not examples:
-    raise InputError(
-      f'no supervised token: of {len(completions)} rows {empty} have an empty {completion!r}, and '
-      f'{unlearned} lose all of it to max_length {max_length}; raise it or shorten {prompt!r}'
-    )
-  return Encoded(examples, truncated=truncated, empty=empty, unlearned=unlearned)
+  pairs = list(zip(strings(records, prompt), strings(records, completion), strict=True))
+  written = [Written(p + c, [(len(p), len(p + c))], first, last) for p, c in pairs]
+  rows = [{'prompt': p, 'completion': c} for p, c in pairs]
+  return collect(zip(rows, tokenized(tokenizer, written), strict=True), max_length)
 
 
 def _special(tokenizer: tokenizers.Tokenizer, **token: int | None) -> list[int]:

@@ -5,9 +5,12 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
+import tokenizers
 
 from jaxtune.data import pieces, turns
 from jaxtune.data.encode import Encoded, Example
+from jaxtune.data.row import Row
+from jaxtune.data.row import place
 from jaxtune.data.tokenizer import Tokenizer
 from jaxtune.typing import InputError
 
@@ -19,13 +22,13 @@ _BLOCK = 4096  # records tokenized at a time: offsets of more would fill the mem
 _HALF = re.compile('[\ud800-\udfff]')
 
 
-class _Written(NamedTuple):
+class Written(NamedTuple):
   """A record as text, with the `[start, end)` of what is learned, and its special tokens."""
 
   text: str
-  spans: list[tuple[int, int]]
-  first: list[int] = []
-  last: list[int] = []
+  spans: Sequence[tuple[int, int]]
+  first: Sequence[int] = ()
+  last: Sequence[int] = ()
 
 
 def render(
@@ -54,7 +57,7 @@ def render(
       refuses or writes only parts of, or nothing is learned.
   """
   _check(supervise)
-  ((tokens, learned),) = _tokens(tok, [_write(tok, record, supervise)])
+  ((tokens, learned),) = tokenized(tok.encoder, [_write(tok, record, supervise)])
   if not learned.any():
     raise InputError(
       f'no supervised token: {_shown(record)} has nothing to learn after its first token; '
@@ -68,7 +71,7 @@ def render_many(
   records: Iterable[Mapping[str, Any]],
   supervise: Supervise = 'assistant',
   max_length: int | None = None,
-  source: str = '',
+  source: str = 'the data',
 ) -> Any:
   """`render` of many records at once, which is faster.
 
@@ -79,7 +82,7 @@ def render_many(
   are not cut but go on in the next example, which begins with the last token of the one before it,
   so that every token but the first is learned once.
 
-  `source` is what errors call the records, beside the row.
+  `source` is what errors call the records that do not know their place themselves.
 
   Raises:
     InputError: as `render`, with the row; or no record has anything to learn.
@@ -91,7 +94,7 @@ def render_many(
 
 
 def collect(
-  rendered: Iterable[tuple[Mapping[str, Any], Rendered]], max_length: int, source: str = ''
+  rendered: Iterable[tuple[Mapping[str, Any], Rendered]], max_length: int, source: str = 'the data'
 ) -> Encoded:
   """Records with their tokens as examples of at most `max_length` tokens, and what was lost.
 
@@ -99,34 +102,38 @@ def collect(
     InputError: nothing is left to learn.
   """
   examples: list[Example] = []
-  rows = truncated = empty = unlearned = unfinished = 0
+  rows = documents = truncated = empty = unlearned = unfinished = 0
   for record, (tokens, learned) in rendered:
     rows += 1
+    whole = _form(record) is _text
+    documents += whole
     if _is_empty(record):
       empty += 1
       continue
-    blocks = _blocks(record, tokens, learned, max_length)
+    blocks = (
+      _blocks(tokens, learned, max_length)
+      if whole and max_length > 1
+      else [(tokens[: max(max_length, 0)], learned[: max(max_length, 0)])]
+    )
     kept = [{'tokens': t, 'supervised': s} for t, s in blocks if s.any()]
-    if 'text' not in record:
+    if not whole:
       truncated += len(tokens) > max_length
       unfinished += bool(kept) and bool(learned[max_length:].any())
     unlearned += not kept
     examples += kept
-  if not examples:
-    where = f'{source}: ' if source else ''
-    raise InputError(
-      f'{where}no supervised token: of {rows} rows {empty} have an empty text or completion, and '
-      f'{unlearned} have none or lose all of them to max_length {max_length}; raise it or shorten '
-      'the prompts'
-    )
-  return Encoded(examples, truncated, empty, unlearned, unfinished=unfinished)
+  if examples:
+    return Encoded(examples, truncated, empty, unlearned, unfinished=unfinished)
+  if empty == rows:
+    raise InputError(f'{source}: the text is empty in all {rows} rows; choose a column of text')
+  if documents == rows:
+    raise InputError(f'{source}: no document has the 2 tokens that it takes to learn one')
+  raise InputError(
+    f'{source}: no supervised token: of {rows} rows {empty} have an empty completion, and {unlearned} '
+    f'lose all of it to max_length {max_length}; raise it or shorten the prompts'
+  )
 
 
-def _blocks(
-  record: Mapping[str, Any], tokens: np.ndarray, learned: np.ndarray, max_length: int
-) -> list[Rendered]:
-  if 'text' not in record or max_length < 2:
-    return [(tokens[: max(max_length, 0)], learned[: max(max_length, 0)])]
+def _blocks(tokens: np.ndarray, learned: np.ndarray, max_length: int) -> list[Rendered]:
   starts = range(0, len(tokens) - 1, max_length - 1)
   blocks = [(tokens[i : i + max_length], learned[i : i + max_length].copy()) for i in starts]
   for _, part in blocks:
@@ -135,46 +142,45 @@ def _blocks(
 
 
 def _is_empty(record: Mapping[str, Any]) -> bool:
-  return any(record.get(key) == '' for key in ('text', 'completion'))
+  return record.get('text' if _form(record) is _text else 'completion') == ''
 
 
 def _rendered(
   tok: Tokenizer, records: Iterable[Mapping[str, Any]], supervise: Supervise, source: str
 ) -> Iterable[tuple[Mapping[str, Any], Rendered]]:
-  block: list[tuple[Mapping[str, Any], _Written]] = []
+  block: list[tuple[Mapping[str, Any], Written]] = []
 
   def done() -> list[tuple[Mapping[str, Any], Rendered]]:
-    tokens = _tokens(tok, [written for _, written in block])
+    tokens = tokenized(tok.encoder, [written for _, written in block])
     return [(record, pair) for (record, _), pair in zip(block, tokens, strict=True)]
 
   for row, record in enumerate(records, 1):
     try:
       block.append((record, _write(tok, record, supervise)))
     except InputError as error:
-      raise InputError(
-        f'{source}: row {row}: {error}' if source else f'row {row}: {error}'
-      ) from None
+      raise InputError(f'{place(record, row, source)}: {error}') from None
     if len(block) == _BLOCK:
       yield from done()
       block.clear()
   yield from done()
 
 
-def _tokens(tok: Tokenizer, written: Sequence[_Written]) -> list[Rendered]:
+def tokenized(encoder: tokenizers.Tokenizer, written: Sequence[Written]) -> list[Rendered]:
+  """The tokens of each text between its special tokens, which are not doubled."""
   found = []
-  encoded = pieces.encode(tok.encoder, [(w.text, w.spans) for w in written])
+  encoded = pieces.encode(encoder, [(w.text, w.spans) for w in written])
   for w, (ids, learned) in zip(written, encoded, strict=True):
-    first = w.first if ids[: len(w.first)] != w.first else []
-    last = w.last if not ids or ids[-1:] != w.last else []
-    mask = np.array([False] * len(first) + learned + [bool(w.spans)] * len(last), np.bool_)
+    first = [] if ids[:1] == [*w.first] else [*w.first]
+    last = [] if ids[-1:] == [*w.last] else [*w.last]
+    mask = np.array([False] * len(first) + learned + [True] * len(last), np.bool_)
     mask[:1] = False
     found.append((np.array(first + ids + last, np.int32), mask))
   return found
 
 
-def _write(tok: Tokenizer, record: Mapping[str, Any], supervise: Supervise) -> _Written:
+def _write(tok: Tokenizer, record: Mapping[str, Any], supervise: Supervise) -> Written:
   if not isinstance(record, Mapping):
-    raise InputError(f'{record!r} is not a record; give a dict')
+    raise InputError(f'{record!r:.40} is not a record; give a dict')
   written = _form(record)(tok, record, supervise)
   if not written.text.isascii() and (half := _HALF.search(written.text)):
     raise InputError(
@@ -184,7 +190,7 @@ def _write(tok: Tokenizer, record: Mapping[str, Any], supervise: Supervise) -> _
   return written
 
 
-def _form(record: Mapping[str, Any]) -> Callable[[Tokenizer, Mapping, Supervise], _Written]:
+def _form(record: Mapping[str, Any]) -> Callable[[Tokenizer, Mapping, Supervise], Written]:
   if 'messages' in record:
     return _conversation
   if 'completion' in record and 'prompt' in record:
@@ -198,31 +204,31 @@ def _form(record: Mapping[str, Any]) -> Callable[[Tokenizer, Mapping, Supervise]
   )
 
 
-def _text(tok: Tokenizer, record: Mapping[str, Any], supervise: Supervise) -> _Written:
+def _text(tok: Tokenizer, record: Mapping[str, Any], supervise: Supervise) -> Written:
   text = _string(record, 'text')
-  return _Written(text, [(0, len(text))], *_ends(tok))
+  return Written(text, [(0, len(text))], *_ends(tok))
 
 
-def _completion(tok: Tokenizer, record: Mapping[str, Any], supervise: Supervise) -> _Written:
+def _completion(tok: Tokenizer, record: Mapping[str, Any], supervise: Supervise) -> Written:
   prompt, completion = _string(record, 'prompt'), _string(record, 'completion')
   text = prompt + completion
   start = 0 if supervise == 'all' else len(prompt)
-  return _Written(text, [(start, len(text))], *_ends(tok))
+  return Written(text, [(start, len(text))], *_ends(tok))
 
 
-def _conversation(tok: Tokenizer, record: Mapping[str, Any], supervise: Supervise) -> _Written:
+def _conversation(tok: Tokenizer, record: Mapping[str, Any], supervise: Supervise) -> Written:
   messages = _messages(record, 'messages', 'user')
   text, spans = turns.written(tok, messages, record.get('tools'), supervise=supervise)
-  return _Written(text, spans)
+  return Written(text, spans)
 
 
-def _answer(tok: Tokenizer, record: Mapping[str, Any], supervise: Supervise) -> _Written:
+def _answer(tok: Tokenizer, record: Mapping[str, Any], supervise: Supervise) -> Written:
   prompt = _messages(record, 'prompt', 'user')
   messages = [*prompt, *_messages(record, 'completion', 'assistant')]
   text, spans = turns.written(
     tok, messages, record.get('tools'), supervise=supervise, since=len(prompt)
   )
-  return _Written(text, spans)
+  return Written(text, spans)
 
 
 def _messages(record: Mapping[str, Any], field: str, role: str) -> list[Any]:

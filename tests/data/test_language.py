@@ -83,7 +83,9 @@ def test_completions_are_cut_and_counted(bytewise):
 
 
 def test_zero_supervised_tokens(bytewise):
-  with pytest.raises(InputError, match="2 rows 1 have an empty 'a', and 1 lose all .* 4; raise"):
+  with pytest.raises(
+    InputError, match='2 rows 1 have an empty comple.*, and 1 lose all .* 4; raise'
+  ):
     complete(bytewise, ('abcd', 'e'), ('a', ''), max_length=4, eos=EOS)
   with pytest.raises(InputError, match='no supervised token'):
     complete(bytewise, ('', 'x'), max_length=4)
