@@ -4,6 +4,7 @@ from jaxtune.data.batch import Batches as Batches
 from jaxtune.data.batch import batches as batches
 from jaxtune.data.batch import eval_batches as eval_batches
 from jaxtune.data.batch import steps_per_epoch as steps_per_epoch
+from jaxtune.data.cache import cached as cached
 from jaxtune.data.chat import render_chat as render_chat
 from jaxtune.data.column import column as column
 from jaxtune.data.encode import Encoded as Encoded
@@ -16,6 +17,8 @@ from jaxtune.data.labels import encode_regression as encode_regression
 from jaxtune.data.labels import label_names as label_names
 from jaxtune.data.language import encode_completions as encode_completions
 from jaxtune.data.language import encode_text as encode_text
+from jaxtune.data.mix import mix as mix
+from jaxtune.data.mix import shares as shares
 from jaxtune.data.pack import fill as fill
 from jaxtune.data.pairs import encode_pairs as encode_pairs
 from jaxtune.data.pairs import halves as halves
@@ -24,8 +27,11 @@ from jaxtune.data.read import read as read
 from jaxtune.data.render import render as render
 from jaxtune.data.render import render_many as render_many
 from jaxtune.data.row import Row as Row
+from jaxtune.data.split import check_classes as check_classes
 from jaxtune.data.split import deduplicate as deduplicate
+from jaxtune.data.split import side_by_hash as side_by_hash
 from jaxtune.data.split import split as split
+from jaxtune.data.split import split_by_hash as split_by_hash
 from jaxtune.data.stream import stream as stream
 from jaxtune.data.streamed import stream_batches as stream_batches
 from jaxtune.data.tokenizer import SpecialTokens as SpecialTokens

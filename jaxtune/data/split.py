@@ -1,7 +1,9 @@
 """Records to disjoint sets of records."""
 
+import hashlib
+import json
 import random
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 from jaxtune.data.column import column
@@ -10,18 +12,57 @@ from jaxtune.typing import InputError
 Record = dict[str, Any]
 
 
-def deduplicate(records: Sequence[Record], field: str) -> tuple[list[Record], int]:
-  """Keeps the first record of each value of `field`; also gives how many were dropped.
+def deduplicate(
+  records: Sequence[Record],
+  field: str | None = None,
+  *,
+  near: bool = False,
+  beside: Iterable[Record] = (),
+) -> tuple[list[Record], int]:
+  """Keeps the first record of each content; also gives how many were dropped.
 
   Do it before `split`: a text on both sides of a split makes the test score a lie.
+
+  Args:
+    records: any; what is kept keeps its order.
+    field: what makes two records the same; None for all of their fields.
+    near: whether texts that differ in case and white space only are the same too.
+    beside: records of another set, such as a test file; what is in it is dropped here.
 
   Raises:
     InputError: there are no records, or the field is not in them.
   """
-  first: dict[str, Record] = {}
-  for record, value in zip(records, column(records, field), strict=True):
-    first.setdefault(repr(value), record)  # repr: a value may be a list, which cannot be a key
-  return list(first.values()), len(records) - len(first)
+  beside = list(beside)
+  seen = {_content(value, near) for value in _values(beside, field)} if beside else set()
+  kept = []
+  for record, value in zip(records, _values(records, field), strict=True):
+    content = _content(value, near)
+    if content not in seen:
+      seen.add(content)
+      kept.append(record)
+  return kept, len(records) - len(kept)
+
+
+def _values(records: Sequence[Record], field: str | None) -> Sequence[Any]:
+  return records if field is None and records else column(records, str(field))
+
+
+def _content(value: Any, near: bool = False, seed: int = 0) -> bytes:
+  """A digest of a value of a record, of 128 bits: the same on every machine, in every order."""
+  value = _folded(value) if near else value
+  text = json.dumps(value, sort_keys=True, ensure_ascii=False, default=repr)
+  salt = seed.to_bytes(16, 'little', signed=True)
+  return hashlib.blake2b(text.encode('utf-8', 'surrogatepass'), digest_size=16, salt=salt).digest()
+
+
+def _folded(value: Any) -> Any:
+  if isinstance(value, str):
+    return ' '.join(value.casefold().split())
+  if isinstance(value, Mapping):
+    return {key: _folded(item) for key, item in value.items()}
+  if isinstance(value, list | tuple):
+    return [_folded(item) for item in value]
+  return value
 
 
 def split(
@@ -54,6 +95,101 @@ def split(
   for name, count in {'train': left, **counts}.items():
     sets[name], order = [records[i] for i in order[:count]], order[count:]
   return sets
+
+
+def side_by_hash(
+  sizes: Mapping[str, float], seed: int, field: str | None = None
+) -> Callable[[Record], str]:
+  """A function that says which set a record belongs to, by nothing but what is in the record.
+
+  So a record never changes sides when its file grows or is put into another order, records of the
+  same content are on the same side, and a stream can be split:
+
+    side = data.side_by_hash({'test': 0.01}, seed=0)
+    train = data.stream('big.jsonl').filter(lambda record: side(record) == 'train')
+
+  Args:
+    sizes: `{'valid': 0.05, 'test': 0.05}`, the probability of each set; the rest is `train`.
+    seed: another seed gives other sets.
+    field: the column that decides, so that records which share it, as all answers to one prompt,
+      stay together; None for the whole record.
+
+  Raises:
+    InputError: a size that is no fraction, fractions that leave nothing, or later a record without
+      the field.
+  """
+  for name, size in sizes.items():
+    if isinstance(size, bool) or not isinstance(size, float) or not 0 < size < 1:
+      raise InputError(
+        f'split: {name} has size {size!r}; by hash it takes a fraction between 0 and 1'
+      )
+    if name == 'train':
+      raise InputError('split: train gets what the other sets leave; do not give it a size')
+  if sum(sizes.values()) >= 1:
+    raise InputError(f'split: {dict(sizes)} leaves nothing to train on; ask for less')
+
+  def side(record: Record) -> str:
+    value = record if field is None else column([record], field, 'a record')[0]
+    draw = int.from_bytes(_content(value, seed=seed)[:8], 'little') / 2**64
+    for name, size in sizes.items():
+      if draw < size:
+        return name
+      draw -= size
+    return 'train'
+
+  return side
+
+
+def split_by_hash(
+  records: Sequence[Record], sizes: Mapping[str, float], seed: int, field: str | None = None
+) -> dict[str, list[Record]]:
+  """Cuts the records into sets by `side_by_hash`; each keeps the order of the records.
+
+  Raises:
+    InputError: as `side_by_hash` does, or a set would be empty.
+  """
+  side = side_by_hash(sizes, seed, field)
+  sets: dict[str, list[Record]] = {name: [] for name in ('train', *sizes)}
+  for record in records:
+    sets[side(record)].append(record)
+  for name, found in sets.items():
+    if not found:
+      raise InputError(
+        f'split: by hash none of {len(records)} records falls to {name}; ask for more, or cut by '
+        'count'
+      )
+  return sets
+
+
+def check_classes(splits: Mapping[str, Sequence[Record]], field: str) -> list[str]:
+  """One sentence for each set that lacks classes of `train`; lists hold several classes each.
+
+  Raises:
+    InputError: another set has a class that `train` lacks, which could not be learned.
+  """
+  classes = {
+    name: {str(one) for value in column(rows, field) for one in _several(value)}
+    for name, rows in splits.items()
+    if rows
+  }
+  remarks = []
+  for name, found in classes.items():
+    if strange := sorted(found - classes['train']):
+      raise InputError(
+        f'split: {name} has the class {strange[0]!r} of {field!r}, which train lacks and cannot '
+        'learn; split with another seed, or give the class more rows'
+      )
+    if absent := sorted(classes['train'] - found):
+      remarks.append(
+        f'{name} has no row of {", ".join(map(repr, absent[:5]))}'
+        + (f' and {len(absent) - 5} other classes' if len(absent) > 5 else '')
+        + f', of the {len(classes["train"])} classes of {field!r}: nothing is measured there.'
+      )
+  return remarks
+
+
+def _several(value: Any) -> Sequence[Any]:
+  return value if isinstance(value, list | tuple) else [value]
 
 
 def _count(name: str, size: int | float, total: int) -> int:

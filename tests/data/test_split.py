@@ -4,7 +4,16 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from jaxtune.data import column, deduplicate, read, split
+from jaxtune.data import (
+  check_classes,
+  column,
+  deduplicate,
+  read,
+  side_by_hash,
+  split,
+  split_by_hash,
+  stream,
+)
 from jaxtune.typing import InputError
 
 
@@ -73,3 +82,77 @@ def test_a_column_that_is_not_there():
     deduplicate(records, 'text')
   with pytest.raises(InputError, match='no records'):
     column([], 'text')
+
+
+def texts(count, start=0):
+  return [{'id': i, 'text': f'text {i % 70}'} for i in range(start, start + count)]
+
+
+def test_duplicates_of_whole_records_nearly_the_same_and_of_other_sets():
+  records = [{'t': 'A  b'}, {'t': 'a b\n'}, {'t': 'A  b'}, {'t': ['A b']}, {'t': 'c', 'n': 1}]
+  assert deduplicate(records)[0] == [records[i] for i in (0, 1, 3, 4)]
+  assert deduplicate(records, near=True)[0] == [records[i] for i in (0, 3, 4)]
+  assert deduplicate(records, 't', beside=[{'t': 'c'}])[0] == [records[i] for i in (0, 1, 3)]
+  kept, dropped = deduplicate(records, 't', near=True, beside=[{'t': 'a B'}, {'t': ['a b']}])
+  assert (kept, dropped) == ([records[4]], 4)
+  assert deduplicate([{'t': 1}, {'t': True}, {'t': '1'}, {'t': 1.0}])[1] == 0
+
+
+@given(st.integers(1, 400), st.integers(0, 2**40), st.randoms())
+def test_a_record_never_changes_sides(count, seed, random):
+  side = side_by_hash({'valid': 0.2, 'test': 0.1}, seed, 'text')
+  records = texts(count)
+  before = [side(record) for record in records]
+  assert set(before) <= {'train', 'valid', 'test'}
+  grown = list(enumerate(texts(count) + texts(50, count)))
+  random.shuffle(grown)
+  for number, record in grown:
+    if number < count:
+      assert side({**record, 'more': 1}) == before[number]
+    assert side(record) == side({'text': record['text']})
+
+
+def test_hashing_is_fixed_for_ever_and_close_to_the_sizes():
+  side = side_by_hash({'valid': 0.2, 'test': 0.1}, seed=7)
+  assert [side({'text': str(n)}) for n in range(12)] == (''.split())
+  sets = split_by_hash([{'n': n} for n in range(5000)], {'valid': 0.2, 'test': 0.1}, seed=0)
+  assert list(sets) == ['train', 'valid', 'test']
+  assert sorted(row['n'] for rows in sets.values() for row in rows) == list(range(5000))
+  for name, share in {'train': 0.7, 'valid': 0.2, 'test': 0.1}.items():
+    assert abs(len(sets[name]) / 5000 - share) < 4 * (share * (1 - share) / 5000) ** 0.5
+  assert sets != split_by_hash([{'n': n} for n in range(5000)], {'valid': 0.2, 'test': 0.1}, seed=1)
+
+
+@pytest.mark.parametrize(
+  ('sizes', 'parts'),
+  [
+    ({'valid': 100}, ['valid', '100', 'fraction']),
+    ({'valid': 0.0}, ['valid', '0.0']),
+    ({'train': 0.5}, ['train gets']),
+    ({'valid': 0.5, 'test': 0.5}, ['leaves nothing']),
+    ({'valid': 1e-9}, ['none of 10 records falls to valid']),
+  ],
+)
+def test_bad_sizes_by_hash(sizes, parts):
+  with pytest.raises(InputError) as error:
+    split_by_hash(rows(10), sizes, seed=0)
+  assert [part for part in parts if part not in str(error.value)] == []
+
+
+def test_a_stream_is_split_by_the_same_hash(tmp_path):
+  path = tmp_path / 'a.jsonl'
+  path.write_text('\n'.join(f'{{"id": {n}}}' for n in range(200)))
+  side = side_by_hash({'test': 0.3}, seed=0)
+  found = list(stream(path).filter(lambda record: side(record) == 'test'))
+  assert found == split_by_hash(read(path), {'test': 0.3}, seed=0)['test']
+
+
+def test_classes_missing_from_a_set():
+  def labels(*names):
+    return [{'label': name} for name in names]
+
+  assert check_classes({'train': labels(1, 2), 'test': labels(2, 1)}, 'label') == []
+  (remark,) = check_classes({'train': labels(1, [2, 3]), 'test': labels(2), 'valid': []}, 'label')
+  assert remark.startswith("test has no row of '1', '3', of the 3 classes of 'label'")
+  with pytest.raises(InputError, match="test has the class '3' of 'label', which train lacks"):
+    check_classes({'train': labels(1, 2), 'test': labels(3)}, 'label')
