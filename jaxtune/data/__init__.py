@@ -22,6 +22,9 @@ from jaxtune.data.mix import shares as shares
 from jaxtune.data.pack import fill as fill
 from jaxtune.data.pairs import encode_pairs as encode_pairs
 from jaxtune.data.pairs import halves as halves
+from jaxtune.data.preference import encode_preferences as encode_preferences
+from jaxtune.data.preference import encode_rewards as encode_rewards
+from jaxtune.data.preference import encode_unpaired as encode_unpaired
 from jaxtune.data.preview import preview as preview
 from jaxtune.data.read import read as read
 from jaxtune.data.render import render as render
