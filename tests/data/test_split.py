@@ -114,7 +114,8 @@ def test_a_record_never_changes_sides(count, seed, random):
 
 def test_hashing_is_fixed_for_ever_and_close_to_the_sizes():
   side = side_by_hash({'valid': 0.2, 'test': 0.1}, seed=7)
-  assert [side({'text': str(n)}) for n in range(12)] == (''.split())
+  sides = [side({'text': str(n)}) for n in range(12)]
+  assert sides == [*['train'] * 9, 'valid', 'train', 'test']
   sets = split_by_hash([{'n': n} for n in range(5000)], {'valid': 0.2, 'test': 0.1}, seed=0)
   assert list(sets) == ['train', 'valid', 'test']
   assert sorted(row['n'] for rows in sets.values() for row in rows) == list(range(5000))
