@@ -12,6 +12,7 @@ from jaxtune.train.features import (
 )
 from jaxtune.train.loop import fit
 from jaxtune.train.program import Program, prepare
+from jaxtune.train.reference import reference_log_probs
 from jaxtune.train.state import State, init_state
 from jaxtune.train.step import Arguments, Step, make_evaluation, make_step
 
@@ -34,6 +35,7 @@ __all__ = [
   'make_step',
   'open_checkpoints',
   'prepare',
+  'reference_log_probs',
   'restore',
   'save',
   'trains_head_alone',

@@ -207,3 +207,33 @@ def test_bad_input_is_one_clear_line(bad, message):
   with pytest.raises(InputError, match=message) as error:
     bad()
   assert '\n' not in str(error.value)
+
+
+def test_the_reference_is_the_start_and_the_policy_what_became_of_it():
+  made = adapt.lora(KEY, params(), 2, dropout=0.5, select='attn')
+  held = moved(adapt.with_start(made, adapt.trainable(made)[0]))
+  policy, reference = jax.jit(adapt.policy_and_reference)(adapt.with_key(held, KEY))
+  assert set(policy) == set(reference) == set(params())
+  q = [p['decoder']['0-1']['attn']['q'] for p in (made, policy, reference, held)]
+  for field in ('base', 'a', 'b', 'scale', 'dropout'):
+    start, now, back, trained = (getattr(leaf, field) for leaf in q)
+    np.testing.assert_array_equal(back, start)
+    np.testing.assert_array_equal(now, trained)
+  assert q[1].key is not None and q[2].key is None
+  np.testing.assert_array_equal(reference['head']['dense'], made['head']['dense'])
+  assert np.abs(policy['head']['dense'] - made['head']['dense']).max() > 0
+  with pytest.raises(InputError, match="hold no 'start' to compare with; make them with adapt"):
+    adapt.policy_and_reference(made)
+
+
+def test_of_full_fine_tuning_the_reference_is_the_base():
+  start = adapt.with_start(adapt.full(KEY, params()))
+  _, reference = adapt.policy_and_reference(moved(start))
+  jax.tree.map(np.testing.assert_array_equal, reference, dict(adapt.without_start(start)))
+
+
+def test_adapters_on_one_another_go_back_together():
+  twice = adapt.lora(KEY, adapt.lora(KEY, params(), 2, select='attn'), 1, select='attn')
+  start = adapt.with_start(adapt.train_also(twice, [('attn/q/base/[ab]$', True)]))
+  _, reference = adapt.policy_and_reference(moved(start))
+  jax.tree.map(np.testing.assert_array_equal, reference, dict(adapt.without_start(start)))
