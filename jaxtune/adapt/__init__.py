@@ -40,6 +40,7 @@ from jaxtune.adapt.prompt import prompt
 from jaxtune.adapt.quantize import KINDS, Quantized, quantize, quantize_matrix
 from jaxtune.adapt.rank_budget import adalora_budget
 from jaxtune.adapt.task_vectors import TaskVector, apply_task_vectors, merge_tensors, task_vector
+from jaxtune.adapt.teacher import student_and_teacher, with_teacher, without_teacher
 from jaxtune.adapt.tokens import TrainableTokens, trainable_tokens
 from jaxtune.adapt.toward_base import (
   Penalty,
@@ -177,6 +178,7 @@ __all__ = [
   'rules_of',
   'selected',
   'soup',
+  'student_and_teacher',
   'task_vector',
   'train_also',
   'trainable',
@@ -188,7 +190,9 @@ __all__ = [
   'widened',
   'with_key',
   'with_start',
+  'with_teacher',
   'without_start',
+  'without_teacher',
   'wrap',
   'wrap_optimizer',
 ]

@@ -12,7 +12,16 @@ from jaxtune.typing import InputError
 Example = dict[str, Any]
 
 # The values that have one entry a token; any other is one value an example.
-SEQUENCES = ('tokens', 'supervised', 'segments', 'positions', 'tags', 'words')
+SEQUENCES = (
+  'tokens',
+  'supervised',
+  'segments',
+  'positions',
+  'tags',
+  'words',
+  'teacher_indices',
+  'teacher_values',
+)
 
 
 _TEXTS = 1024  # encoded at a time

@@ -17,6 +17,8 @@ from jaxtune.losses.cosine_similarity import cosent_loss as cosent_loss
 from jaxtune.losses.cosine_similarity import cosine_similarity as cosine_similarity
 from jaxtune.losses.cpo import cpo as cpo
 from jaxtune.losses.cpo import cpo_loss as cpo_loss
+from jaxtune.losses.distillation import distillation as distillation
+from jaxtune.losses.divergence import divergence as divergence
 from jaxtune.losses.dpo import dpo as dpo
 from jaxtune.losses.dpo import dpo_loss as dpo_loss
 from jaxtune.losses.embedding import embed_parts as embed_parts

@@ -9,6 +9,7 @@ from jaxtune.losses.causal_lm import causal_lm
 from jaxtune.losses.classification import classification
 from jaxtune.losses.cosine_similarity import cosent, cosine_similarity
 from jaxtune.losses.cpo import cpo
+from jaxtune.losses.distillation import distillation
 from jaxtune.losses.dpo import dpo
 from jaxtune.losses.grpo import grpo
 from jaxtune.losses.info_nce import info_nce
@@ -49,6 +50,7 @@ OBJECTIVES: dict[str, Callable[..., Objective]] = {
     triplet,
     cosine_similarity,
     cosent,
+    distillation,
   )
 }
 

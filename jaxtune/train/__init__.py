@@ -15,6 +15,7 @@ from jaxtune.train.program import Program, prepare
 from jaxtune.train.reference import reference_log_probs
 from jaxtune.train.state import State, init_state
 from jaxtune.train.step import Arguments, Step, make_evaluation, make_step
+from jaxtune.train.teacher import teacher_outputs
 
 __all__ = [
   'Arguments',
@@ -38,5 +39,6 @@ __all__ = [
   'reference_log_probs',
   'restore',
   'save',
+  'teacher_outputs',
   'trains_head_alone',
 ]
