@@ -71,11 +71,12 @@ def grpo(
   def objective(params: Params, batch: Batch, key: Key | None = None) -> Loss:
     policy, base = reference(params) if reference else (params, None)
     log_probs = token_log_probs(model, policy, batch, chunk, key, temperature)
-    if beta and base is not None:
-      given = token_log_probs(model, lax.stop_gradient(base), batch, chunk, None, temperature)
-      given = lax.stop_gradient(given)
-    else:
-      given = reference_of(batch) if beta else None
+    given = None
+    if beta and base is None:
+      given = reference_of(batch)
+    elif beta:
+      base = lax.stop_gradient(base)
+      given = lax.stop_gradient(token_log_probs(model, base, batch, chunk, None, temperature))
     return grpo_loss(
       log_probs,
       batch.get('old', lax.stop_gradient(log_probs)),

@@ -22,6 +22,7 @@ Reason = Literal['eos', 'stop', 'length']
 
 _READ = 512  # tokens of a prompt that are read at a time: scores take B * H * _READ * S floats
 _TOKENS, _SLOTS = 16, 256  # the least that a short prompt is padded to, and that a cache holds
+_FEW = 64  # the least where no more is needed: a step reads and writes the whole cache
 
 
 class Piece(NamedTuple):
@@ -114,7 +115,7 @@ def stream(
     for number, limit in enumerate(limits)
   ]
   keys = jnp.stack([jax.random.key(seed) for seed in seeds])
-  tokens = _tokens(model, params, prompts, sampling, keys, dtype)
+  tokens = _tokens(model, params, prompts, sampling, keys, dtype, max(limits))
   return _pieces(rows, tokens, frozenset(eos))
 
 
@@ -167,28 +168,34 @@ def _tokens(
   sampling: Sampling,
   keys: Key,
   dtype: Any,
+  limit: int,
 ) -> Iterator[jax.Array]:
   """The next token of each row, int32 `[B]`, without end."""
-  tokens, mask = _padded(prompts)
-  rows, used = tokens.shape
   if dtype is None:
     dtype = jax.eval_shape(
       lambda embed: ops.take(embed, jnp.zeros((1, 1), int)), params['embed']['tokens']
     ).dtype
-  size = _rounded(used + 1, _SLOTS)
-  cache = _start(model, params, rows, size, dtype)
-  for start in range(0, used - _READ, _READ):
+  # Of several rows that go on from one prompt, it is read once, all but its last token.
+  numbers: dict[tuple[int, ...], int] = {}
+  copies = [numbers.setdefault(tuple(prompt), len(numbers)) for prompt in prompts]
+  tokens, mask = _padded([prompt[:-1] for prompt in numbers])
+  used = tokens.shape[1]
+  size = min(_rounded(used + 1, _SLOTS), _rounded(used + limit, _FEW))
+  cache = _start(model, params, len(numbers), size, dtype)
+  for start in range(0, used, _READ):
     part = slice(start, start + _READ)
     cache = _read(model, params, tokens[:, part], mask[:, part], cache)
+  if len(numbers) < len(prompts):
+    cache = _copied(cache, jnp.array(copies))
   state = _State(cache, keys, _seen(model, prompts) if sampling.repetition_penalty != 1 else None)
-  new, state = _step(model, params, tokens[:, -_READ:], mask[:, -_READ:], state, sampling, 0)
-  for number in itertools.count(1):
-    yield new
+  new = jnp.array([prompt[-1] for prompt in prompts], jnp.int32)
+  for number in itertools.count():
     if used == size:
       state = state._replace(cache=_grown(state.cache, size))
       size *= 2
-    new, state = _step(model, params, new[:, None], None, state, sampling, number)
+    new, state = _step(model, params, new[:, None], state, sampling, number)
     used += 1
+    yield new
 
 
 @functools.partial(jax.jit, static_argnames=('model', 'rows', 'size', 'dtype'))
@@ -212,14 +219,13 @@ def _step(
   model: ModelSpec,
   params: Params,
   tokens: jax.Array,
-  mask: jax.Array | None,
   state: _State,
   sampling: Sampling,
   number: jax.typing.ArrayLike,
 ) -> tuple[jax.Array, _State]:
-  """The next token of each row `[B]`, that of this number, behind these `[B, T]`."""
+  """The next token of each row `[B]`, that of this number, behind these `[B, 1]`."""
   assert model.extend is not None
-  features, cache = model.extend(params, tokens, state.cache, mask)
+  features, cache = model.extend(params, tokens, state.cache)
   keys = jax.vmap(jax.random.fold_in, (0, None))(state.keys, number)
   new = sample(keys, model.head(params, features[:, -1]), sampling, state.seen)
   seen = state.seen
@@ -243,6 +249,17 @@ def _padded(prompts: Sequence[Sequence[int]]) -> tuple[np.ndarray, np.ndarray]:
 def _rounded(count: int, least: int) -> int:
   """The next power of two, and at least `least`."""
   return max(least, 1 << (count - 1).bit_length())
+
+
+@jax.jit
+def _copied(cache: Cache, rows: jax.Array) -> Cache:
+  """The cache of these rows."""
+  return cache._replace(
+    keys=cache.keys[:, rows],
+    values=cache.values[:, rows],
+    mask=cache.mask[rows],
+    positions=cache.positions[rows],
+  )
 
 
 def _grown(cache: Cache, more: int) -> Cache:

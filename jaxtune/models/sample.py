@@ -96,15 +96,23 @@ def filtered(
   together; the most probable token always stays. top-p sums the probabilities of what top-k left.
   """
   order = _order(logits)
-  wanted = jnp.where(jnp.asarray(top_k) > 0, top_k, _MOST)
-  kth = _threshold(order, lambda kept: jnp.sum(kept, axis=-1) >= wanted)
+  everything = jnp.full((*order.shape[:-1], 1), _LEAST, jnp.int32)
+
+  def top(k: ArrayLike) -> jax.Array:
+    return _threshold(order, lambda kept: jnp.sum(kept, axis=-1) >= k)
+
+  # Each search passes over all logits 32 times, which is as long as a small model takes.
+  kth = lax.cond(jnp.asarray(top_k) > 0, top, lambda _: everything, top_k)
   logits = jnp.where(order >= kth, logits, -jnp.inf)
   probabilities = jax.nn.softmax(logits, axis=-1)
+
+  def mass(p: ArrayLike) -> jax.Array:
+    return _threshold(
+      order, lambda kept: jnp.sum(jnp.where(kept, probabilities, 0.0), axis=-1) >= p
+    )
+
   # All probabilities may sum to a little less than 1, and a part of them to 1.
-  mass = jnp.where(jnp.asarray(top_p) < 1.0, top_p, jnp.inf)
-  end = _threshold(
-    order, lambda kept: jnp.sum(jnp.where(kept, probabilities, 0.0), axis=-1) >= mass
-  )
+  end = lax.cond(jnp.asarray(top_p) < 1.0, mass, lambda _: everything, top_p)
   least = min_p * jnp.max(probabilities, axis=-1, keepdims=True)
   return jnp.where((order >= end) & (probabilities >= least), logits, -jnp.inf)
 
