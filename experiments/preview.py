@@ -20,7 +20,7 @@ def preview(job: Job) -> int:
   print('\nbatch: ' + ', '.join(f'{k} {v.dtype}{list(v.shape)}' for k, v in batch.items()))
   print(data.preview(batch, job.tokenizer, names=job.corpus.names or None))
   print(f'\n{job.steps} steps of {config.train.batch_size} rows; memory while a step runs:')
-  forecast = plan.forecast(program.step, program.state, program.frozen, program.batch)
+  forecast = plan.forecast(program.compiled, program.state, program.frozen, program.batch)
   for name, size in forecast._asdict().items():
     print(f'  {name:12} {size / 2**20:10.1f} MiB')
   return 0

@@ -20,7 +20,7 @@ import jax
 from experiments import build, entry, finish, inputs, workdir
 from experiments.build import Job
 from experiments.inputs import Inputs
-from jaxtune import plan, report, train, tree
+from jaxtune import adapt, plan, report, train, tree
 from jaxtune.typing import InputError
 
 
@@ -61,7 +61,7 @@ def run(job: Job, folder: pathlib.Path) -> int:
   given = inputs.features(job) or given
   print('compiling the step', flush=True)
   program, batches = prepare(job, given), given.batches
-  forecast = plan.forecast(program.step, program.state, program.frozen, program.batch)
+  forecast = plan.forecast(program.compiled, program.state, program.frozen, program.batch)
   workdir.claim(folder, config)  # only now: a run that cannot be built leaves no trace
   manager = train.open_checkpoints(folder / 'checkpoints')
   restored = train.restore(manager, program.state)
@@ -120,7 +120,7 @@ def run(job: Job, folder: pathlib.Path) -> int:
     if test and not workdir.measured(folder, 'test'):
       after = program.evaluate(trained, test)
       metrics.write(int(state.step), {f'test/{name}': value for name, value in after.items()})
-  params = tree.combine(trained, program.frozen)
+  params = adapt.without_start(tree.combine(trained, program.frozen))
   finish.finish(
     job,
     params,

@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from experiments import build, dataset
+from experiments import build, dataset, parameters
 from experiments.keys import Config
 from experiments.strategies import settings
 from experiments.strategies.settings import Strategy
@@ -56,7 +56,7 @@ def runner(
   def start(seed: int) -> adapt.Adapted:
     head_key, method_key = jax.random.split(jax.random.key(seed))
     _, fresh = models.classifier(head_key, *body, outputs)
-    return build.method(settings.of_run(config, strategy, 1.0), method_key, model, fresh)
+    return parameters.method(settings.of_run(config, strategy, 1.0), method_key, model, fresh)
 
   def batches(seed: int) -> data.Batches:
     return data.batches(
@@ -75,7 +75,7 @@ def runner(
   program = train.prepare(
     model, first, objective, optimizer(1.0), batches(0), mesh=dict(config.mesh)
   )
-  forecast = plan.forecast(program.step, program.state, program.frozen, program.batch)
+  forecast = plan.forecast(program.compiled, program.state, program.frozen, program.batch)
   place = jax.tree.map(lambda x: x.sharding, (program.state, program.frozen))
   apply = jax.jit(lambda trainable, frozen, tokens, mask: model.apply(
     tree.combine(trainable, frozen), tokens, mask))  # fmt: skip

@@ -84,8 +84,8 @@ def batches(
 
   With `buckets` examples stay alone in their rows, and a batch holds rows of about one length: the
   rows of 32 batches at a time are sorted by it, and each batch is as wide as the smallest of the
-  buckets that holds it, or `max_length`. The batches come in random order. A step compiles once for
-  each width.
+  buckets that holds it, or `max_length`. They come in random order, but the widest of the first 32
+  ahead, so that what does not fit the memory fails at once. A step compiles once for each width.
 
   A batch that reaches past the end of an epoch goes on into the next, so few examples fill a large
   batch by repetition. Every process counts through the same global order and takes rows
@@ -225,7 +225,9 @@ def _of_one_length(rows: grain.IterDataset, batch_size: int, seed: int) -> grain
     lengths = [longest_part(example) for example in window]
     order = np.argsort(lengths, kind='stable').reshape(-1, batch_size)
     groups = [[window[i] for i in group] for group in order]
-    return packing.shuffled(groups, seed, number)
+    if number:
+      return packing.shuffled(groups, seed, number)
+    return [groups[-1], *packing.shuffled(groups[:-1], seed, number)]
 
   count = batch_size * _SORTED
   return Windows(rows, lambda stream: list(itertools.islice(stream, count)), make)

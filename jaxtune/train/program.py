@@ -10,23 +10,25 @@ from jaxtune import adapt, shard
 from jaxtune.losses import Measured, Objective
 from jaxtune.train.evaluate import evaluate
 from jaxtune.train.state import State, init_state
-from jaxtune.train.step import Arguments, make_evaluation, make_step
-from jaxtune.typing import Batch, Key, Params
+from jaxtune.train.step import Arguments, Step, make_evaluation, make_step
+from jaxtune.typing import Batch, Key, Metrics, Params
 
 
 class Program(NamedTuple):
   """What `fit` needs.
 
   Attributes:
-    step: the compiled step, for this one shape of batch; it donates its state.
+    step: the compiled step; it donates its state. A batch of another shape compiles it once more.
+    compiled: the step for the shapes of `batch`, for a look at what it needs.
     state: the state before the first step.
     frozen: the leaves that do not train.
     place: puts a host batch on the devices.
     evaluate: `(trainable, batches) -> metrics` of the objective, without dropout.
-    batch: the shapes of a placed batch.
+    batch: the shapes of the first batch, placed; where shapes differ, the largest comes first.
   """
 
-  step: jax.stages.Compiled
+  step: Step
+  compiled: jax.stages.Compiled
   state: State
   frozen: Params
   place: Callable[[Batch], Batch]
@@ -75,15 +77,27 @@ def prepare(
   cursor = batches.get_state()
   example = place(next(batches))
   batches.set_state(cursor)
-  step = jax.jit(
+  jitted = jax.jit(
     make_step(objective, optimizer, accumulate=accumulate, arguments=arguments),
     donate_argnums=0,
     out_shardings=(states, shard.replicated(grid)),
   )
+  compiled: dict[Any, jax.stages.Compiled] = {}
+
+  def compile(state: State, frozen: Params, batch: Batch) -> jax.stages.Compiled:
+    shapes = tuple(x.shape for x in jax.tree.leaves(batch))
+    if shapes not in compiled:
+      compiled[shapes] = jitted.lower(state, frozen, batch).compile()
+    return compiled[shapes]
+
+  def step(state: State, frozen: Params, batch: Batch) -> tuple[State, Metrics]:
+    return compile(state, frozen, batch)(state, frozen, batch)
+
   evaluation = jax.jit(make_evaluation(objective))
   measure = objective.measure if isinstance(objective, Measured) else None
   return Program(
-    step=step.lower(state, frozen, example).compile(),
+    step=step,
+    compiled=compile(state, frozen, example),
     state=state,
     frozen=frozen,
     place=place,

@@ -155,3 +155,28 @@ def test_evaluation_is_exact_whatever_the_batch(tiny):
   for other in found[1:]:
     for name, value in found[0].items():
       np.testing.assert_allclose(other[name], value, rtol=1e-6)
+
+
+def test_batches_of_several_widths_compile_one_step_each_and_resume(tiny, prepared):
+  def batches():
+    return data.batches(tiny.examples, 8, max_length=12, seed=3, buckets=(8,))
+
+  def losses(state, stream, steps):
+    lines = []
+    program = prepared._replace(state=jax.tree.map(jnp.copy, state))
+    state = train.fit(program, stream, steps=steps, log=lines.append)
+    return state, [line['loss'] for line in lines]
+
+  stream = batches()
+  assert [next(stream)['tokens'].shape[1] for _ in range(12)].count(8) in range(1, 12)
+  whole = losses(prepared.state, batches(), 12)[1]
+  compiles = []
+  jax.monitoring.register_event_duration_secs_listener(
+    lambda event, _, **kwargs: compiles.append(event) if 'compile' in event else None
+  )
+  stream, fresh = batches(), batches()
+  state, first = losses(prepared.state, stream, 5)
+  fresh.set_state(stream.get_state())
+  assert first + losses(state, fresh, 12)[1] == whole
+  jax.monitoring.clear_event_listeners()
+  assert not compiles
