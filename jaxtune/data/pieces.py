@@ -20,12 +20,14 @@ class _Codec(NamedTuple):
   added: finds the tokens that are cut out of a text first, ahead of everything, where the space is
     put behind each of them too; else None.
   special: the texts of special tokens.
+  greedy: the texts of tokens that take in the white space behind them.
   """
 
   begins: tokenizers.Tokenizer
   inside: tokenizers.Tokenizer
   added: re.Pattern[str] | None
   special: tuple[str, ...]
+  greedy: tuple[str, ...]
 
 
 def encode(
@@ -93,6 +95,8 @@ def _cut(codec: _Codec, text: str, spans: Sequence[Span]) -> list[tuple[int, int
       head = found.start() if found else len(piece)
       if text.endswith(codec.special, 0, start):
         head = 0
+      elif codec.greedy and text[:start].rstrip().endswith(codec.greedy):
+        head = 0
       if head:
         parts.append((head, end, True, piece[:head]))
       if head < len(piece):
@@ -127,7 +131,9 @@ def _codec(tokenizer: tokenizers.Tokenizer, size: int) -> _Codec:
   known = list(tokenizer.get_added_tokens_decoder().values())
   texts = sorted((token.content for token in known), key=len, reverse=True)
   added = re.compile('|'.join(map(re.escape, texts))) if 'always' in schemes and texts else None
-  return _Codec(begins, inside, added, tuple(t.content for t in known if t.special))
+  special = tuple(token.content for token in known if token.special)
+  greedy = tuple(token.content for token in known if token.rstrip)
+  return _Codec(begins, inside, added, special, greedy)
 
 
 def _without_space(step: Any, schemes: set[str]) -> Any:

@@ -9,7 +9,6 @@ import tokenizers
 
 from jaxtune.data import pieces, turns
 from jaxtune.data.encode import Encoded, Example
-from jaxtune.data.row import Row
 from jaxtune.data.row import place
 from jaxtune.data.tokenizer import Tokenizer
 from jaxtune.typing import InputError
@@ -128,8 +127,8 @@ def collect(
   if documents == rows:
     raise InputError(f'{source}: no document has the 2 tokens that it takes to learn one')
   raise InputError(
-    f'{source}: no supervised token: of {rows} rows {empty} have an empty completion, and {unlearned} '
-    f'lose all of it to max_length {max_length}; raise it or shorten the prompts'
+    f'{source}: no supervised token: of {rows} rows {empty} have an empty completion, and '
+    f'{unlearned} lose all of it to max_length {max_length}; raise it or shorten the prompts'
   )
 
 
