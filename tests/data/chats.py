@@ -8,6 +8,11 @@ from tokenizers import AddedToken, decoders, models, normalizers, pre_tokenizers
 
 from jaxtune.data import SpecialTokens, Tokenizer
 
+# How Llama 3 and Qwen cut a text into words: all line breaks ahead of a word are one.
+WORDS = (
+  r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}"
+  r'| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+'
+)
 FOLDER = pathlib.Path(__file__).parent / 'templates'
 
 
@@ -90,7 +95,9 @@ def byte_level(name: str) -> Tokenizer:
   merges = [('Ċ', 'Ċ'), ('Ġ', 'a'), ('Ġ', 'h'), ('a', 'n'), ('Ġa', 'n'), ('a', 'b')]
   words = [*alphabet, *(a + b for a, b in merges)]
   tokenizer = tokenizers.Tokenizer(models.BPE({t: i for i, t in enumerate(words)}, merges))
-  tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+  cut = pre_tokenizers.Split(tokenizers.Regex(WORDS), 'isolated')
+  bytewise = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+  tokenizer.pre_tokenizer = pre_tokenizers.Sequence([cut, bytewise])
   tokenizer.decoder = decoders.ByteLevel()
   tokenizer.post_processor = processors.ByteLevel(trim_offsets=True)
   tokenizer.add_special_tokens(list(MODELS[name].tokens))
