@@ -12,13 +12,16 @@ from jaxtune.data.formats import Format as Format
 from jaxtune.data.formats import Formatted as Formatted
 from jaxtune.data.formats import normalize as normalize
 from jaxtune.data.formats import recognize as recognize
+from jaxtune.data.labels import class_names as class_names
 from jaxtune.data.labels import encode_classification as encode_classification
+from jaxtune.data.labels import encode_multi_label as encode_multi_label
 from jaxtune.data.labels import encode_regression as encode_regression
 from jaxtune.data.labels import label_names as label_names
 from jaxtune.data.language import encode_completions as encode_completions
 from jaxtune.data.language import encode_text as encode_text
 from jaxtune.data.mix import mix as mix
 from jaxtune.data.mix import shares as shares
+from jaxtune.data.masked import encode_masked as encode_masked
 from jaxtune.data.pack import fill as fill
 from jaxtune.data.pairs import encode_pairs as encode_pairs
 from jaxtune.data.pairs import halves as halves
@@ -37,5 +40,7 @@ from jaxtune.data.split import split as split
 from jaxtune.data.split import split_by_hash as split_by_hash
 from jaxtune.data.stream import stream as stream
 from jaxtune.data.streamed import stream_batches as stream_batches
+from jaxtune.data.tags import encode_tags as encode_tags
+from jaxtune.data.tags import tag_names as tag_names
 from jaxtune.data.tokenizer import SpecialTokens as SpecialTokens
 from jaxtune.data.tokenizer import Tokenizer as Tokenizer

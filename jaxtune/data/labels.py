@@ -1,4 +1,4 @@
-"""Records of a text and a target: a class or a number."""
+"""Records of a text and a target: a class, several classes, or a number."""
 
 import math
 from collections.abc import Sequence
@@ -22,16 +22,13 @@ def label_names(records: Sequence[Record], field: str) -> tuple[str, ...]:
   """
   values = column(records, field)
   labels = [_name(value, f'row {row}', field) for row, value in enumerate(values, 1)]
-  names = sorted(set(labels))
-  numbers = [_number(name) for name in names]
-  if not any(map(math.isnan, numbers)):
-    names = sorted(names, key=lambda name: (_number(name), name))
+  names = _ordered(set(labels))
   if len(names) == 1:
     raise InputError(
       f'column {field!r} holds one class only, {names[0]!r}, in all {len(labels)} rows; there is '
       'nothing to tell apart: add rows of another class or choose another column'
     )
-  return tuple(names)
+  return names
 
 
 def encode_classification(
@@ -62,13 +59,50 @@ def encode_classification(
     number = {name: i for i, name in enumerate(names)}
     targets = []
     for row, value in enumerate(column(records, label)):
-      name = _name(value, _place(records, row, text), label)
-      if name not in number:
-        raise InputError(
-          f'{_place(records, row, text)}: column {label!r} is {name!r}, which is none of the known '
-          f'classes ({_listed(names)}); correct the row or train with it'
-        )
-      targets.append(np.int32(number[name]))
+      targets.append(np.int32(number[_known(records, row, text, label, value, names)]))
+  return _encode(records, tokenizer, text, targets, max_length)._replace(names=names)
+
+
+def class_names(records: Sequence[Record], field: str) -> tuple[str, ...]:
+  """The classes in the lists in `field`, ordered as by `label_names`.
+
+  Raises:
+    InputError: the field is missing or holds no lists, a class is empty, or there is none.
+  """
+  lists = _lists(records, field)
+  rows = [{field: label} for row in lists for label in row]
+  if not rows:
+    raise InputError(f'column {field!r} names no class in any of {len(lists)} rows')
+  return _ordered({_name(row[field], 'a row', field) for row in rows})
+
+
+def encode_multi_label(
+  records: Sequence[Record],
+  tokenizer: tokenizers.Tokenizer,
+  *,
+  max_length: int,
+  text: str = 'text',
+  label: str | None = 'label',
+  names: Sequence[str] | None = None,
+) -> Encoded:
+  """Examples `{tokens int32 [n], label float32 [C]}`: 1 for each class that the row lists, else 0.
+
+  A row may list none. Without `names` they are the classes of these very rows, `class_names`;
+  otherwise as `encode_classification`.
+
+  Raises:
+    InputError: a column is missing, a label is no list or not in `names`, all texts are empty, or
+      max_length leaves no room beside the special tokens.
+  """
+  if names is None:
+    names = class_names(records, label) if label else ()
+  names = tuple(names)
+  targets: list[np.ndarray] | None = None
+  if label is not None:
+    targets = []
+    for row, values in enumerate(_lists(records, label)):
+      own = {_known(records, row, text, label, value, names) for value in values}
+      targets.append(np.array([name in own for name in names], np.float32))
   return _encode(records, tokenizer, text, targets, max_length)._replace(names=names)
 
 
@@ -103,7 +137,7 @@ def _encode(
   records: Sequence[Record],
   tokenizer: tokenizers.Tokenizer,
   text: str,
-  targets: Sequence[np.generic] | None,
+  targets: Sequence[Any] | None,
   max_length: int,
 ) -> Encoded:
   texts = strings(records, text)
@@ -121,6 +155,41 @@ def _encode(
     elif full[row]:
       examples.append({'tokens': np.array(ids, np.int32), 'label': np.asarray(targets[row])})
   return Encoded(examples, truncated=truncated, empty=full.count(False))
+
+
+def _known(
+  records: Sequence[Record], row: int, text: str, field: str, value: Any, names: tuple[str, ...]
+) -> str:
+  """The name of a class.
+
+  Raises:
+    InputError: it is empty, or none of the names.
+  """
+  name = _name(value, _place(records, row, text), field)
+  if name not in names:
+    raise InputError(
+      f'{_place(records, row, text)}: column {field!r} is {name!r}, which is none of the known '
+      f'classes ({_listed(names)}); correct the row or train with it'
+    )
+  return name
+
+
+def _lists(records: Sequence[Record], field: str) -> list[list[Any]]:
+  values = column(records, field)
+  for row, value in enumerate(values, 1):
+    if not isinstance(value, list | tuple):
+      raise InputError(
+        f'row {row}: column {field!r} is {str(value)[:40]!r}, which is no list of classes; write '
+        '["one", "two"], or choose the task classification'
+      )
+  return [list(value) for value in values]
+
+
+def _ordered(names: set[str]) -> tuple[str, ...]:
+  numbers = {name: _number(name) for name in names}
+  if any(map(math.isnan, numbers.values())):
+    return tuple(sorted(names))
+  return tuple(sorted(names, key=lambda name: (numbers[name], name)))
 
 
 def _place(records: Sequence[Record], row: int, text: str) -> str:

@@ -7,6 +7,8 @@ from jaxtune.models.decoder import Cache, DecoderConfig, decoder
 from jaxtune.models.encoder import EncoderConfig, Head, encoder
 from jaxtune.models.encoder_decoder import EncoderDecoderConfig, encoder_decoder, shift_right
 from jaxtune.models.generate import Generated, Piece, check_prompts, generate, stream
+from jaxtune.models.masked_lm import masked_lm
+from jaxtune.models.neftune import neftune
 from jaxtune.models.own import from_linen, from_nnx
 from jaxtune.models.pooling import embed
 from jaxtune.models.query_key import query_key_maxima
@@ -40,6 +42,8 @@ __all__ = [
   'from_linen',
   'from_nnx',
   'generate',
+  'masked_lm',
+  'neftune',
   'pool_image',
   'query_key_maxima',
   'resize',

@@ -79,7 +79,8 @@ def chunked_cross_entropy(
 ) -> CrossEntropy:
   """`cross_entropy(head(features), ...)` with at most `[chunk, V]` logits alive at a time.
 
-  The backward pass computes each chunk's logits again instead of keeping them.
+  The backward pass computes each chunk's logits again instead of keeping them. A chunk without any
+  weight, as of padding, costs nothing.
 
   Args:
     features: `[N, D]`.
@@ -100,8 +101,11 @@ def chunked_cross_entropy(
 
   @functools.partial(jax.checkpoint, prevent_cse=False)
   def one(total: CrossEntropy, xs: tuple[jax.Array, ...]) -> tuple[CrossEntropy, None]:
-    part = cross_entropy(head(xs[0]), xs[1], xs[2], **options)
-    return jax.tree.map(jnp.add, total, part), None
+    def add(total: CrossEntropy) -> CrossEntropy:
+      part = cross_entropy(head(xs[0]), xs[1], xs[2], **options)
+      return jax.tree.map(jnp.add, total, part)
+
+    return lax.cond(jnp.any(xs[2] != 0), add, lambda total: total, total), None
 
   zero = CrossEntropy(*[jnp.zeros((), jnp.float32)] * 3)
   return lax.scan(one, zero, (cut(features), cut(targets), cut(weights)))[0]

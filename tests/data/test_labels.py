@@ -3,7 +3,14 @@
 import numpy as np
 import pytest
 
-from jaxtune.data import encode_classification, encode_regression, label_names, read
+from jaxtune.data import (
+  class_names,
+  encode_classification,
+  encode_multi_label,
+  encode_regression,
+  label_names,
+  read,
+)
 from jaxtune.typing import InputError
 
 ROWS = [
@@ -116,3 +123,34 @@ def test_bad_targets(wordpiece, bad):
   rows = [{'text': 'a', 'y': 1}, {'text': 'bbb', 'y': bad}]
   with pytest.raises(InputError, match=r"row 2 \('bbb'\): column 'y' is .*not a finite number"):
     encode_regression(rows, wordpiece, text='text', label='y', max_length=8)
+
+
+def test_several_labels(wordpiece):
+  rows = [
+    {'text': 'a', 'label': ['war', 'love']},
+    {'text': 'b', 'label': []},
+    {'text': '', 'label': ['war']},
+    {'text': 'c', 'label': ['sea', 'sea']},
+  ]
+  result = encode_multi_label(rows, wordpiece, max_length=8)
+  assert (result.names, result.empty) == (('love', 'sea', 'war'), 1)
+  assert [e['label'].tolist() for e in result.examples] == [[1, 0, 1], [0, 0, 0], [0, 1, 0]]
+  assert {e['label'].dtype for e in result.examples} == {np.dtype(np.float32)}
+  assert class_names([{'y': [10, 9]}, {'y': [9]}], 'y') == ('9', '10')
+  result = encode_multi_label(rows, wordpiece, max_length=8, label=None, names=('a', 'b'))
+  assert len(result.examples) == 4 and result.names == ('a', 'b')
+
+
+def test_bad_lists_of_labels(wordpiece):
+  def encode(label, **options):
+    rows = [{'text': 'a', 'label': ['x']}, {'text': 'b', 'label': label}]
+    return encode_multi_label(rows, wordpiece, max_length=8, **options)
+
+  with pytest.raises(InputError, match="row 2: column 'label' is 'x', which is no list of classes"):
+    encode('x')
+  with pytest.raises(InputError, match=r"row 2 \('b'\): column 'label' is 'y', .*none of .*\(x\)"):
+    encode(['y'], names=('x',))
+  with pytest.raises(InputError, match="column 'label' is empty"):
+    encode(['x', None])
+  with pytest.raises(InputError, match="'y' names no class in any of 1 rows"):
+    class_names([{'y': []}], 'y')
