@@ -4,6 +4,7 @@ import difflib
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from jaxtune.data.row import place
 from jaxtune.typing import InputError
 
 
@@ -21,7 +22,8 @@ def column(records: Sequence[Mapping[str, Any]], name: str, source: str = 'the d
       near = difflib.get_close_matches(str(name), known, n=1, cutoff=0.5)
       hint = f'; did you mean {near[0]!r}?' if near else ''
       raise InputError(
-        f'{source}: row {number} has no column {name!r}; it has {", ".join(known) or "none"}{hint}'
+        f'{place(record, number, source)} has no column {name!r}; it has '
+        f'{", ".join(known) or "none"}{hint}'
       )
   return [record[name] for record in records]
 
@@ -33,15 +35,15 @@ def strings(records: Sequence[Mapping[str, Any]], name: str, source: str = 'the 
     InputError: as `column` does, or a value is not a string that UTF-8 can hold.
   """
   values = column(records, name, source)
-  for number, value in enumerate(values, 1):
+  for number, (record, value) in enumerate(zip(records, values, strict=True), 1):
     if not isinstance(value, str):
       raise InputError(
-        f'{source}: row {number}: {name!r} is {value!r}, which is not a string; choose a column '
-        'of text'
+        f'{place(record, number, source)}: {name!r} is {value!r}, which is not a string; choose '
+        'a column of text'
       )
     if not value.isascii() and any('\ud800' <= character <= '\udfff' for character in value):
       raise InputError(
-        f'{source}: row {number}: {name!r} holds half a character ({value[:40]!a}), as JSON writes '
-        'with a lone \\ud800; correct or remove the row'
+        f'{place(record, number, source)}: {name!r} holds half a character ({value[:40]!a}), as '
+        'JSON writes with a lone \\ud800; correct or remove the row'
       )
   return values

@@ -76,7 +76,11 @@ def kind(path: pathlib.Path) -> str:
 def whole(path: pathlib.Path) -> str:
   """A whole file of text."""
   with lines.unpacked(path) as file:
-    return lines.decode(path, file.read()).removeprefix('\ufeff')
+    try:
+      data = file.read()
+    except lines.UNREADABLE as error:
+      raise lines.damaged(path, error) from None
+  return lines.decode(path, data).removeprefix('\ufeff')
 
 
 def _listed(path: pathlib.Path, at: int = 0, number: int = 0) -> Iterator[Step]:

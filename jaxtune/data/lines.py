@@ -17,9 +17,9 @@ from jaxtune.typing import InputError
 # A record after which reading goes on at byte `at` (of the unpacked file), `number` lines read.
 Step = tuple[Row, int, int]
 
-LONGEST = (
-  2**26
-)  # bytes of one record; what is longer is a file that lost its line breaks or a quote
+# Bytes of one record; what is longer is a file that has lost its line breaks or a quote.
+LONGEST = 2**26
+UNREADABLE = (OSError, EOFError, zlib.error)
 PIECE = 2**20  # bytes of a long text that are one record in a stream
 
 
@@ -36,7 +36,10 @@ class Lines:
     self._returns = returns  # whether a carriage return alone ends a line too, as in old CSV
     self._parts: collections.deque[bytes] = collections.deque()
     self._file = unpacked(path)
-    self._file.seek(at)
+    try:
+      self._file.seek(at)
+    except UNREADABLE as error:
+      raise damaged(path, error) from None
 
   def __iter__(self) -> Iterator[str]:
     return self
@@ -56,11 +59,8 @@ class Lines:
     room = LONGEST - (self.at - self.begin)
     try:
       data = self._file.readline(room + 1)
-    except (OSError, EOFError, zlib.error) as error:
-      raise InputError(
-        f'{self.path}: after line {self.number}: cannot unpack ({error}); the file is damaged or '
-        'cut off, get it again'
-      ) from None
+    except UNREADABLE as error:
+      raise damaged(self.path, error, f' after line {self.number}') from None
     if not data:
       raise StopIteration
     if len(data) > room:
@@ -83,6 +83,13 @@ def unpacked(path: pathlib.Path) -> BinaryIO:
   if path.suffix.lower() == '.gz':
     return io.BufferedReader(gzip.open(path), 2**20)  # type: ignore[arg-type]
   return open(path, 'rb')
+
+
+def damaged(path: pathlib.Path, error: Exception, where: str = '') -> InputError:
+  """What to say of a file that cannot be read or unpacked."""
+  return InputError(
+    f'{path}: cannot be read{where} ({error}); the file is damaged or cut off, get it again'
+  )
 
 
 def decode(path: pathlib.Path, data: bytes, at: int = 0, line: int = 1) -> str:

@@ -45,6 +45,7 @@ def read(source: str | os.PathLike | Any) -> list[dict[str, Any]]:
       records += [record for record, _, _ in files.READERS[files.kind(path)](path, 0, 0)]
     if len(records) == before:
       raise InputError(
-        f'{path}: the file is empty or has no records below its header; it must hold at least one'
+        f'{path}: no records in the file, which is empty or ends with its header; it must hold at '
+        'least one'
       )
   return records

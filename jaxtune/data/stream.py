@@ -66,7 +66,7 @@ class Records(grain.DatasetIterator):
         return record
       if not self._at and (self._count == 1 or not self._is_text()):
         raise InputError(
-          f'{self._name()}: empty, or no records below the header; there must be at least one'
+          f'{self._name()}: no records; it is empty or ends with its header, and must hold one'
         )
       self._file, self._at, self._number, self._steps = self._file + 1, 0, 0, None
     raise StopIteration

@@ -118,5 +118,5 @@ def test_a_place_in_other_files_is_refused(tmp_path):
 
 
 def test_an_empty_file_is_no_endless_loop(tmp_path):
-  with pytest.raises(InputError, match='a.jsonl: empty, or no records'):
+  with pytest.raises(InputError, match='a.jsonl: no records; it is empty'):
     next(iter(grain.experimental.RepeatIterDataset(stream(write(tmp_path, 'a.jsonl', [])))))
