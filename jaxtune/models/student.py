@@ -47,7 +47,10 @@ def student(
   changes: dict[str, Any] = {'layers': len(chosen)}
   for name in _PER_LAYER:
     values = getattr(config, name)
-    changes |= {name: tuple(values[i] for i in chosen)} if values else {}
+    kept = tuple(values[i] for i in chosen) if values else ()
+    changes[name] = () if all(kept) else kept  # which is how a configuration says all layers
+  if config.local and not any(config.local[i] for i in chosen):
+    changes |= {'window': 0, 'local': ()}
   if not config.first_norm and chosen[0]:
     raise InputError(f'layers are {chosen}, but the first of this model has no norm; keep layer 0')
   stacks = {name: chosen for name in ('encoder', 'decoder') if name in params}
