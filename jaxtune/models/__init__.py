@@ -15,6 +15,7 @@ from jaxtune.models.query_key import query_key_maxima
 from jaxtune.models.resize import resize
 from jaxtune.models.sample import Sampling, sample
 from jaxtune.models.spec import ModelSpec
+from jaxtune.models.student import student
 from jaxtune.models.vision import VisionConfig, pool_image, vision
 from jaxtune.tree import cut
 
@@ -50,5 +51,6 @@ __all__ = [
   'sample',
   'shift_right',
   'stream',
+  'student',
   'vision',
 ]
