@@ -12,6 +12,9 @@ Span = tuple[int, int]
 Marked = tuple[list[int], list[bool]]
 
 
+_TEXTS = 1024  # encoded at a time
+
+
 class _Codec(NamedTuple):
   """A tokenizer as it is needed at the start of a text, and behind a border.
 
@@ -44,6 +47,14 @@ def encode(
     texts: each with the `[start, end)` of its spans, in order and without overlap.
   """
   codec = _codec(tokenizer, tokenizer.get_vocab_size())
+  found: list[Marked] = []
+  # What the tokenizer holds of a text while it works is large: not of all of them at once.
+  for start in range(0, len(texts), _TEXTS):
+    found += _encoded(codec, texts[start : start + _TEXTS])
+  return found
+
+
+def _encoded(codec: _Codec, texts: Sequence[tuple[str, Sequence[Span]]]) -> list[Marked]:
   cut = [_cut(codec, text, spans) for text, spans in texts]
   # Few pieces are learned in part; without offsets a tokenizer is a third faster.
   queues: dict[tuple[bool, bool], list[str]] = {}

@@ -1,5 +1,6 @@
 """Records to tokens, each with whether it is learned: the one door from texts and conversations."""
 
+import functools
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, Literal, NamedTuple
@@ -244,8 +245,14 @@ def _messages(record: Mapping[str, Any], field: str, role: str) -> list[Any]:
 def _ends(tok: Tokenizer) -> tuple[list[int], list[int]]:
   """What the model's tokenizer begins a text with, and what ends one."""
   bos, eos = tok.special.bos, tok.special.eos
-  begins = bos is not None and tok.encoder.encode('').ids[:1] == [bos]
+  begins = bos is not None and _begins_with(tok.encoder, tok.encoder.get_vocab_size()) == bos
   return [bos] if bos is not None and begins else [], [] if eos is None else [eos]
+
+
+@functools.lru_cache(maxsize=8)
+def _begins_with(encoder: tokenizers.Tokenizer, size: int) -> int | None:
+  del size  # with tokens added since it is another tokenizer
+  return next(iter(encoder.encode('').ids), None)
 
 
 def _string(record: Mapping[str, Any], field: str) -> str:
