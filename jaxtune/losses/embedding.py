@@ -149,7 +149,7 @@ def matryoshka(
     width = next(iter(embeddings.values())).shape[-1]
     if max(sizes) > width:
       raise InputError(f'dimensions are {sizes}, but embeddings have {width}; take at most that')
-    total, kept = jnp.zeros(()), {}
+    total, kept = jnp.zeros(()), dict[str, jax.Array]()
     for size, factor in sorted(zip(sizes, factors, strict=True)):
       short = {name: ops.normalize(x[:, :size]) for name, x in embeddings.items()}
       part, kept = formula(short, batch, rows)
