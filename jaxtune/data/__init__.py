@@ -29,6 +29,7 @@ from jaxtune.data.preference import encode_preferences as encode_preferences
 from jaxtune.data.preference import encode_rewards as encode_rewards
 from jaxtune.data.preference import encode_unpaired as encode_unpaired
 from jaxtune.data.preview import preview as preview
+from jaxtune.data.prompts import encode_prompts as encode_prompts
 from jaxtune.data.read import read as read
 from jaxtune.data.render import render as render
 from jaxtune.data.render import render_many as render_many

@@ -33,12 +33,14 @@ class Piece(NamedTuple):
   text: what they are sure to add to the text, empty without a tokenizer. It lags behind where a
     character takes several tokens, or where a stop string may have begun.
   reason: why nothing follows; None where more does.
+  end: the token that ended the text; None where none did.
   """
 
   row: int
   tokens: tuple[int, ...]
   text: str
   reason: Reason | None
+  end: int | None = None
 
 
 class Generated(NamedTuple):
@@ -47,6 +49,7 @@ class Generated(NamedTuple):
   tokens: tuple[int, ...]
   text: str
   reason: Reason
+  end: int | None = None
 
 
 def generate(
@@ -61,6 +64,7 @@ def generate(
       tuple(token for piece in row for token in piece.tokens),
       ''.join(piece.text for piece in row),
       row[-1].reason or 'length',
+      row[-1].end,
     )
     for row in rows
   ]
@@ -145,7 +149,7 @@ def _piece(row: _Row, token: int, count: int, eos: Collection[int]) -> Piece:
     reason = 'stop'
   elif row.text is not None and reason:
     text += row.text.finish()
-  return Piece(row.number, () if ended else (token,), text, reason)
+  return Piece(row.number, () if ended else (token,), text, reason, token if ended else None)
 
 
 class _State(NamedTuple):

@@ -13,6 +13,8 @@ from jaxtune.train.features import (
 from jaxtune.train.loop import fit
 from jaxtune.train.program import Program, prepare
 from jaxtune.train.reference import reference_log_probs
+from jaxtune.train.rewards import Reward, exact_match, log_odds, matches, near_length
+from jaxtune.train.rollout import Roll, evaluate_rollouts, rollout, rollout_example
 from jaxtune.train.state import State, init_state
 from jaxtune.train.step import Arguments, Step, make_evaluation, make_step
 from jaxtune.train.teacher import teacher_outputs
@@ -22,22 +24,31 @@ __all__ = [
   'FeatureBatches',
   'Program',
   'Restored',
+  'Reward',
+  'Roll',
   'State',
   'Step',
   'best',
   'cache_features',
   'evaluate',
+  'evaluate_rollouts',
+  'exact_match',
   'feature_batches',
   'feature_eval_batches',
   'fit',
   'head_only',
   'init_state',
+  'log_odds',
   'make_evaluation',
   'make_step',
+  'matches',
+  'near_length',
   'open_checkpoints',
   'prepare',
   'reference_log_probs',
   'restore',
+  'rollout',
+  'rollout_example',
   'save',
   'teacher_outputs',
   'trains_head_alone',

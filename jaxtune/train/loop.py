@@ -9,8 +9,10 @@ import jax
 import numpy as np
 import orbax.checkpoint as ocp
 
+from jaxtune import tree
 from jaxtune.train import checkpoint
 from jaxtune.train.program import Program
+from jaxtune.train.rollout import Roll
 from jaxtune.train.state import State
 from jaxtune.typing import Batch, InputError, Params
 
@@ -37,6 +39,8 @@ def fit(
   score: Callable[[Mapping[str, float]], float] = lambda metrics: -metrics['loss'],
   log: Callable[[Line], None] = lambda line: None,
   stop: Callable[[], bool] = lambda: False,
+  roll: Roll | None = None,
+  updates: int = 1,
 ) -> State:
   """Takes steps until `state.step` is `steps`, or until `stop()` says so.
 
@@ -57,15 +61,25 @@ def fit(
     score: what makes one evaluation better than another, greater is better.
     log: gets a line for every step (`step`, `loss`, ..., `tokens_per_second`) and for every
       evaluation (`step`, `eval/loss`, ...).
-    stop: asked after every step.
+    stop: asked after every step that ends the use of a batch.
+    roll: `(params, steps taken, batch) -> batch, metrics`, from `train.rollout`: makes what a step
+      learns from of what `batches` gives, under the parameters before the step.
+    updates: steps on each batch that `roll` makes. They are not saved in between, so that a resumed
+      run never needs the parameters that drew its answers.
 
   Raises:
     InputError: the loss is not a finite number (and the rule is no `optim.skip_spikes`); the
-      checkpoints on disk are from before that.
+      checkpoints on disk are from before that. Or a number of steps that is no multiple of
+      `updates`.
   """
   state = program.state if state is None else state
+  numbers = {'steps': steps, 'eval_every': eval_every, 'save_every': save_every}
+  for name, number in (numbers | {'the step to go on from': int(state.step)}).items():
+    if number % updates:
+      raise InputError(f'{name} is {number}; it must be a multiple of updates, which is {updates}')
   best = checkpoint.best(checkpoints) if checkpoints else None
-  pending: tuple[int, Any, int] | None = None
+  pending: tuple[int, Any, Mapping[str, float], int] | None = None
+  rolled: Mapping[str, float] = {}
   clock = time.perf_counter()
 
   def require_finite(name: str, value: float, number: int) -> None:
@@ -81,7 +95,7 @@ def fit(
     nonlocal pending, clock
     if pending is None:
       return
-    number, metrics, tokens = pending
+    number, metrics, own, tokens = pending
     pending = None
     values = {name: float(value) for name, value in jax.device_get(metrics).items()}
     elapsed, clock = time.perf_counter() - clock, time.perf_counter()
@@ -89,14 +103,19 @@ def fit(
     if 'spikes/skipped' not in values:  # a rule that skips broken gradients goes on
       for name in ('loss', 'grad_norm'):
         require_finite(name, values[name], number)
-    log({'step': number, **values, 'tokens_per_second': tokens / elapsed})
+    log({'step': number, **values, **own, 'tokens_per_second': tokens / elapsed})
 
   for number in range(int(state.step) + 1, steps + 1):
-    batch = next(batches)
+    if (number - 1) % updates == 0:
+      batch = next(batches)
+      if roll is not None:
+        params = tree.combine(state.trainable, program.frozen)
+        batch, rolled = roll(params, number - 1, batch)
+        del params  # the step donates them
     state, metrics = program.step(state, program.frozen, program.place(batch))
     flush()  # of the step before: reading it waits no longer than this step's start
-    pending = (number, metrics, tokens_of(batch))
-    last, stopped = number == steps, stop()
+    pending = (number, metrics, rolled, tokens_of(batch))
+    last, stopped = number == steps, number % updates == 0 and stop()
     due = last or (eval_every and number % eval_every == 0)
     save = last or stopped or (save_every and number % save_every == 0)
     if not (due or save):

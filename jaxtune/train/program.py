@@ -47,6 +47,7 @@ def prepare(
   mesh: Mapping[str, int] | None = None,
   accumulate: int = 1,
   arguments: Arguments | None = None,
+  example: Batch | None = None,
 ) -> Program:
   """Places the parameters on the devices and compiles the step.
 
@@ -60,6 +61,7 @@ def prepare(
     mesh: devices along `data` and `fsdp`, see `shard.mesh`; all replicas by default.
     accumulate: micro-batches that a batch is cut into.
     arguments: more arguments of the optimizer's update, see `make_step`.
+    example: a host batch as the step gets it, where `fit` makes it of those of `batches` (`roll`).
 
   Raises:
     InputError: parameters or batches that the mesh does not divide.
@@ -74,9 +76,11 @@ def prepare(
   def place(batch: Batch) -> Batch:
     return shard.place_batch(grid, batch)
 
-  cursor = batches.get_state()
-  example = place(next(batches))
-  batches.set_state(cursor)
+  if example is None:
+    cursor = batches.get_state()
+    example = next(batches)
+    batches.set_state(cursor)
+  example = place(example)
   jitted = jax.jit(
     make_step(objective, optimizer, accumulate=accumulate, arguments=arguments),
     donate_argnums=0,
