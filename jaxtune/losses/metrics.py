@@ -4,7 +4,7 @@ What would be 0 / 0 is 0, but for correlations of what does not vary, which are 
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 import numpy as np
 
@@ -122,7 +122,7 @@ def is_bio(names: Sequence[str]) -> bool:
   return 'O' in names and all(name == 'O' or name[:2] in ('B-', 'I-') for name in names)
 
 
-def entities(tags: Sequence[str]) -> set[tuple[int, int, str]]:
+def entities(tags: Iterable[str]) -> set[tuple[int, int, str]]:
   """`(start, end, kind)` of every entity in the BIO tags of a text.
 
   As CoNLL's script and seqeval read them by default: `B-x` begins an entity; `I-x` goes on with one
@@ -141,7 +141,7 @@ def entities(tags: Sequence[str]) -> set[tuple[int, int, str]]:
 
 
 def entity_f1(
-  true: Sequence[Sequence[str]], predicted: Sequence[Sequence[str]]
+  true: Iterable[Iterable[str]], predicted: Iterable[Iterable[str]]
 ) -> dict[str, float]:
   """`entity_precision`, `entity_recall` and `entity_f1` of whole entities, over all texts (micro).
 

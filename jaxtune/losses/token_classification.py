@@ -50,20 +50,18 @@ def token_classification(
 
   def outputs(params: Params, batch: Batch) -> dict[str, jax.Array]:
     logits = model.apply(params, batch['tokens'], batch.get('mask'))
+    tagged = _tagged(batch)
     return {
       'predicted': jnp.argmax(logits, axis=-1),
-      'tags': jnp.where(_tagged(batch), batch['tags'], IGNORED),
-      'weight': row_weights(batch),
+      'tags': batch['tags'],
+      'first': jnp.cumsum(tagged, axis=1) == 1,  # of the row, as only tagged tokens are kept
+      'weight': tagged * row_weights(batch)[:, None],
     }
 
-  def measure(rows: Mapping[str, np.ndarray]) -> dict[str, float]:
+  def measure(tokens: Mapping[str, np.ndarray]) -> dict[str, float]:
     assert names is not None
-    named = np.array(list(names), object)
-    true, said = [], []
-    for tags, predicted in zip(rows['tags'], rows['predicted'], strict=True):
-      known = tags != IGNORED
-      true.append(list(named[tags[known]]))
-      said.append(list(named[predicted[known]]))
+    named, borders = np.array(list(names), object), np.flatnonzero(tokens['first'])[1:]
+    true, said = (np.split(named[tokens[side]], borders) for side in ('tags', 'predicted'))
     return metrics.entity_f1(true, said)
 
   if names is None or not metrics.is_bio(names):

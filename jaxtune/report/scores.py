@@ -8,6 +8,7 @@ from typing import NamedTuple
 import numpy as np
 from scipy import stats
 
+from jaxtune.losses import metrics
 from jaxtune.report.interval import Interval, wilson
 
 
@@ -29,8 +30,7 @@ class Classification(NamedTuple):
   Attributes:
     accuracy: with its 95% interval.
     f1: the mean over the labels that are true or predicted somewhere (macro), each counted once.
-    matthews: correlation of true and predicted, -1 to 1, 0 for guessing; with more than two labels
-      R_K (Gorodkin 2004, Comput. Biol. Chem. 28, 367). 0 where one side has one label only.
+    matthews: see `losses.metrics`.
     labels: name -> score.
     confusion: `[true][predicted]` counts.
   """
@@ -69,12 +69,10 @@ def classification(
     for i, name in enumerate(names)
   }
   seen = [label.f1 for label, n in zip(labels.values(), rows + taken, strict=True) if n]
-  total = int(truth.size)
-  spread = (total**2 - float(rows @ rows)) * (total**2 - float(taken @ taken))
   return Classification(
-    wilson(int(hits.sum()), total),
+    wilson(int(hits.sum()), int(truth.size)),
     statistics.fmean(seen),
-    _ratio(float(hits.sum()) * total - float(rows @ taken), math.sqrt(spread)),
+    metrics.matthews(truth, guess),
     labels,
     counts.tolist(),
   )
@@ -104,8 +102,8 @@ def regression(
   return Regression(
     float(np.mean(error * error)),
     float(np.mean(np.abs(error))),
-    _correlation(x, y),
-    _correlation(stats.rankdata(x), stats.rankdata(y)),  # equal numbers share their mean rank
+    metrics.pearson(x, y),
+    metrics.spearman(x, y),
   )
 
 
@@ -137,9 +135,3 @@ def mean_per(
 
 def _ratio(part: float, whole: float) -> float:
   return float(part / whole) if whole else 0.0
-
-
-def _correlation(x: np.ndarray, y: np.ndarray) -> float:
-  x, y = x - x.mean(), y - y.mean()
-  scale = float(np.linalg.norm(x) * np.linalg.norm(y))
-  return float(x @ y) / scale if scale else math.nan

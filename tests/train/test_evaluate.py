@@ -1,7 +1,12 @@
 """Metrics of a split are the same however it is cut into batches and spread over devices."""
 
+import ast
 import functools
+import os
 import re
+import socket
+import subprocess
+import sys
 
 import jax
 import jax.numpy as jnp
@@ -106,6 +111,63 @@ def test_the_forward_pass_runs_once():
 
   alone = products(lambda p, b: objective(p, b, None), params, batch)
   assert products(evaluation, params, nothing, batch) == alone > 0
+
+
+def test_batches_of_several_widths():
+  _, params, objective, examples, evaluation = built('token_classification')
+  by_length = sorted(examples, key=lambda example: len(example['tokens']))
+  batches = [
+    *data.eval_batches(by_length[:6], 3, max_length=max(len(e['tokens']) for e in by_length[:6])),
+    *data.eval_batches(by_length[6:], 3, max_length=T),
+  ]
+  assert len({batch['tokens'].shape for batch in batches}) == 2
+  nothing = jax.tree.map(lambda x: None, params)
+  got = train.evaluate(evaluation, params, nothing, batches, measure=objective.measure)
+  assert got == pytest.approx(found('token_classification', ROWS), rel=1e-4)
+
+
+PROCESS = """
+import sys, jax
+jax.config.update('jax_num_cpu_devices', 1)
+jax.distributed.initialize('localhost:' + sys.argv[1], 2, int(sys.argv[2]))
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jaxtune import data, train
+from tests.train import test_evaluate as ours
+
+rows = NamedSharding(Mesh(jax.devices(), ('data',)), PartitionSpec('data'))
+place = lambda batch: jax.tree.map(
+  lambda x: jax.make_array_from_process_local_data(rows, x), dict(batch))
+for name in ours.MEASURED:
+  _, params, objective, examples, evaluation = ours.built(name)
+  batches = data.eval_batches(
+    examples, 6, max_length=ours.T, process_index=jax.process_index(), process_count=2)
+  nothing = jax.tree.map(lambda x: None, params)
+  print(name, train.evaluate(
+    evaluation, params, nothing, batches, place=place, measure=objective.measure))
+"""
+
+
+@pytest.mark.slow
+def test_processes_measure_the_whole_split():
+  with socket.socket() as free:
+    free.bind(('localhost', 0))
+    port = free.getsockname()[1]
+  environment = {**os.environ, 'JAX_PLATFORMS': 'cpu', 'XLA_FLAGS': ''}
+  both = [
+    subprocess.Popen(
+      [sys.executable, '-c', PROCESS, str(port), str(index)],
+      stdout=subprocess.PIPE,
+      text=True,
+      env=environment,
+    )
+    for index in range(2)
+  ]
+  texts = [process.communicate(timeout=240)[0].splitlines() for process in both]
+  own, other = ([line for line in text if line.split()[0] in MEASURED] for text in texts)
+  assert own == other and len(own) == len(MEASURED)
+  for line in own:
+    name, values = line.split(' ', 1)
+    assert ast.literal_eval(values) == pytest.approx(found(name, ROWS), rel=1e-4)
 
 
 def test_a_penalty_keeps_what_is_measured():
