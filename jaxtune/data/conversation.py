@@ -20,6 +20,9 @@ _ROLES = {
 }
 
 
+_KEYS = (('role', 'from'), ('content', 'value'), ('tool_calls',))
+
+
 def conversation(value: Any, place: str) -> list[Message]:
   """Turns of `{role, content}` from turns of role and content or ShareGPT's from and value.
 
@@ -125,7 +128,7 @@ def _message(turn: Any, place: str) -> Message:
     raise InputError(
       f'{place} is {short_of(turn)}, which is no turn; write {{"role": ..., "content": ...}}'
     )
-  role = turn.get('role', turn.get('from'))
+  role, content, calls = (_first(turn, *names) for names in _KEYS)
   if role is None:
     raise InputError(f'{place}: a turn without role (or from); it has {", ".join(turn) or "none"}')
   if not isinstance(role, str) or role not in _ROLES:
@@ -133,17 +136,18 @@ def _message(turn: Any, place: str) -> Message:
       f'{place}: the role {short_of(role)} is unknown; use system, user, assistant or tool, or '
       "ShareGPT's human, gpt, function_call, observation"
     )
-  content = turn.get('content', turn.get('value'))
-  own = ('role', 'from', 'content', 'value', 'tool_calls')
   message: Message = {'role': _ROLES[role], 'content': ''}
-  message |= {key: value for key, value in turn.items() if key not in own and value is not None}
-  calls = turn.get('tool_calls')
+  if len(turn) > 2:
+    known = {name for names in _KEYS for name in names}
+    message |= {key: value for key, value in turn.items() if key not in known and value is not None}
   if role == 'function_call':
     content = text(content, f'{place}: the content')
     calls, content = loads(f'{place}: the function call', content), None
     calls = calls if isinstance(calls, list) else [calls]
   if calls:
-    message['tool_calls'] = [_call(call, f'{place}: tool_calls') for call in calls]
+    message['tool_calls'] = [
+      _call(call, f'{place}: tool_calls') for call in listed(calls, f'{place}: tool_calls', 'calls')
+    ]
   if content is not None or not calls:
     message['content'] = text(content, f'{place}: the content')
   if not message['content'].strip() and not calls and message['role'] != 'tool':
@@ -151,6 +155,10 @@ def _message(turn: Any, place: str) -> Message:
       f'{place}: the turn of the {message["role"]} is empty; give it a text or remove it'
     )
   return message
+
+
+def _first(turn: Mapping[str, Any], *names: str) -> Any:
+  return next((turn[name] for name in names if turn.get(name) is not None), None)
 
 
 def _call(call: Any, place: str) -> dict[str, Any]:

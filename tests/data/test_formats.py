@@ -1,10 +1,11 @@
 """Every common format becomes the canonical records of its kind; an error names the place."""
 
+import copy
 import json
 import pickle
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from jaxtune.data import Row, normalize, read, recognize, stream
@@ -342,6 +343,11 @@ BAD = {
     {},
     ['arguments of f are [1]'],
   ),
+  'calls no list': (
+    [{'messages': [USER, {'role': 'assistant', 'tool_calls': 5}]}],
+    {},
+    ['messages[1]: tool_calls is 5, which is no list of calls'],
+  ),
   'tool no function': (
     [{'messages': turns('q', 'a'), 'tools': [{'x': 1}]}],
     {},
@@ -537,6 +543,51 @@ def test_implicit_prompts_of_text_end_where_a_word_does(shared, one, other):
   assert made['prompt'] + made['chosen'] == shared + one
   assert made['prompt'] + made['rejected'] == shared + other
   assert made['chosen'][0] == ' ' == made['rejected'][0]
+
+
+values = st.recursive(
+  st.none()
+  | st.booleans()
+  | st.integers(0, 3)
+  | st.floats()
+  | st.sampled_from(['', 'a', '[', '{}']),
+  lambda inner: (
+    st.lists(inner, max_size=3)
+    | st.dictionaries(st.sampled_from(['name', 'function', 'type', 'text', 'arguments']), inner)
+    | st.lists(
+      st.dictionaries(
+        st.sampled_from(['role', 'content', 'from', 'value', 'tool_calls']),
+        inner | st.sampled_from(['user', 'assistant', 'tool', 'system', 'gpt', 'function_call']),
+      ),
+      max_size=3,
+    )
+  ),
+  max_leaves=8,
+)
+
+
+def spots(value, path=()):
+  yield path
+  if isinstance(value, dict | list):
+    for key in value if isinstance(value, dict) else range(len(value)):
+      yield from spots(value[key], (*path, key))
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.sampled_from(sorted(GOOD)), st.data())
+def test_a_value_of_any_other_kind_is_one_line(name, data):
+  record, kind, _ = copy.deepcopy(GOOD[name])
+  *path, last = data.draw(st.sampled_from([spot for spot in spots(record) if spot]))
+  target = record
+  for key in path:
+    target = target[key]
+  target[last] = data.draw(values)
+  try:
+    made = normalize([record], kind=kind)
+  except InputError as error:
+    assert '\n' not in str(error)
+    return
+  assert normalize(made.records, kind=kind).kind == kind
 
 
 def test_real_reviews_are_texts_with_labels(reviews):
