@@ -52,3 +52,19 @@ def test_classification_shows_the_label(wordpiece):
   assert '  label    1' in preview(batch, wordpiece).splitlines()
   batch['label'] = np.array([0.5, 1.5], np.float32)
   assert '  label    0.5' in preview(batch, wordpiece).splitlines()
+
+
+def test_parts_follow_each_other(bytewise):
+  row = np.array([2, 3], np.int32)
+  part = {'tokens': row, 'supervised': np.array([False, True])}
+  (batch,) = eval_batches([{'chosen': part, 'rejected': part}], 1, max_length=3)
+  lines = preview(batch, bytewise).splitlines()
+  assert lines[0] == 'row 0, chosen: 3 tokens (1 learned, 1 seen, 1 padding)'
+  assert lines[4] == lines[0].replace('chosen', 'rejected')
+  assert lines[1:4] == lines[5:] == ["  seen     '!'", "  learned  '\"'", '  padding  1 tokens']
+
+
+def test_several_classes_of_one_text(bytewise):
+  examples = [{'tokens': np.array([2], np.int32), 'label': np.array([1.0, 0.0, 1.0], np.float32)}]
+  (batch,) = eval_batches(examples, 1, max_length=2)
+  assert '  label    a, c' in preview(batch, bytewise, names=('a', 'b', 'c')).splitlines()
