@@ -14,7 +14,7 @@ _ROWS = 256  # turned into Python at a time
 
 def parquet(path: pathlib.Path, at: int = 0, number: int = 0) -> Iterator[Step]:
   """The rows of a Parquet file; `at` and `number` both count rows. Resumes at a row group."""
-  with _readable(path) as arrow:
+  with _readable(path):
     from pyarrow import parquet
 
     # Buffered and not prefetched: a row group may be larger than memory.
@@ -25,14 +25,15 @@ def parquet(path: pathlib.Path, at: int = 0, number: int = 0) -> Iterator[Step]:
       count = file.metadata.row_group(group).num_rows
       if begin + count > at:
         batches = file.iter_batches(_ROWS, row_groups=[group])
-        yield from _steps(path, batches, begin, at, arrow)
+        yield from _steps(path, batches, begin, at)
       begin += count
 
 
 def ipc(path: pathlib.Path, at: int = 0, number: int = 0) -> Iterator[Step]:
   """The rows of an Arrow file or stream (Feather, and what `datasets` saves), as `parquet`."""
   with _readable(path) as arrow:
-    with arrow.OSFile(str(path)) as file:
+    # Mapped, since a batch may be larger than memory; skipping over batches reads nothing.
+    with arrow.memory_map(str(path)) as file:
       if file.read(6) == b'ARROW1':
         reader = arrow.ipc.open_file(file)
         batches = (reader.get_batch(i) for i in range(reader.num_record_batches))
@@ -41,10 +42,10 @@ def ipc(path: pathlib.Path, at: int = 0, number: int = 0) -> Iterator[Step]:
         reader = arrow.ipc.open_stream(file)
         batches = iter(reader)
       _check_names(path, reader.schema)
-      yield from _steps(path, batches, 0, at, arrow)
+      yield from _steps(path, batches, 0, at)
 
 
-def _steps(path: pathlib.Path, batches: Any, begin: int, at: int, arrow: Any) -> Iterator[Step]:
+def _steps(path: pathlib.Path, batches: Any, begin: int, at: int) -> Iterator[Step]:
   for batch in batches:
     end = begin + batch.num_rows
     for row in range(max(at, begin), end, _ROWS):

@@ -83,6 +83,7 @@ def test_real_reviews(reviews):
     ('a.txt.gz', b'text\na\n', ['Not a gzipped file', 'damaged']),
     ('a.arrow', b'ARROW1\0\0', ['damaged, cut off']),
     ('a.feather', b'FEA1', ['damaged, cut off']),
+    ('a.arrow', b'', ['damaged, cut off']),
     ('a.parquet.gz', b'', ["'.gz'"]),
     ('a.json', '[{"a": 1},\n{"a": }]', ['not JSON', 'line 2', 'column 7']),
     ('a.json', '{"a": 1}', ['one dict', 'list']),
