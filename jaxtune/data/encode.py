@@ -5,6 +5,7 @@ from typing import Any, NamedTuple
 
 import tokenizers
 
+from jaxtune.data import fold
 from jaxtune.typing import InputError
 
 # Arrays by name. A part, as `chosen` and `rejected`, is an example in the example, with tokens of
@@ -73,12 +74,13 @@ def tokenize(
         f'it must be at least {special + 1}'
       )
     own.enable_truncation(max_length)
+  encode = fold.encoder(own)
   tokens: list[list[int]] = []
   cut = 0
   # What the tokenizer holds of a text while it works is large: not of all of them at once.
   for start in range(0, len(texts), _TEXTS):
     part = list(texts[start : start + _TEXTS])
-    encodings = own.encode_batch_fast(part, add_special_tokens=max_length is not None)
+    encodings = encode(part, add_special_tokens=max_length is not None)
     tokens += [encoding.ids for encoding in encodings]
     cut += sum(1 for encoding in encodings if encoding.overflowing)
   return tokens, cut
