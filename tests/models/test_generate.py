@@ -72,6 +72,7 @@ def test_each_row_ends_at_its_own_eos():
     at = next((i for i, token in enumerate(whole.tokens) if token in ends), 12)
     assert row.tokens == whole.tokens[:at]
     assert row.reason == ('eos' if at < 12 else 'length')
+    assert row.end == (whole.tokens[at] if at < 12 else None)
   assert {len(row.tokens) for row in rows} != {12}
 
 
