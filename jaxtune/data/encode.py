@@ -1,6 +1,6 @@
 """What every encoding shares: its result, and tokens that fit a length."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import tokenizers
@@ -25,7 +25,8 @@ SEQUENCES = (
 )
 
 
-_TEXTS = 1024  # encoded at a time
+# Characters encoded at a time: what a tokenizer holds of a text while it works is 40 times larger.
+_ENCODED = 2**22
 
 
 class Encoded(NamedTuple):
@@ -77,13 +78,23 @@ def tokenize(
   encode = fold.encoder(own)
   tokens: list[list[int]] = []
   cut = 0
-  # What the tokenizer holds of a text while it works is large: not of all of them at once.
-  for start in range(0, len(texts), _TEXTS):
-    part = list(texts[start : start + _TEXTS])
-    encodings = encode(part, add_special_tokens=max_length is not None)
+  for some in slices(map(len, texts)):
+    encodings = encode(list(texts[some]), add_special_tokens=max_length is not None)
     tokens += [encoding.ids for encoding in encodings]
     cut += sum(1 for encoding in encodings if encoding.overflowing)
   return tokens, cut
+
+
+def slices(characters: Iterable[int]) -> Iterator[slice]:
+  """Stretches of texts of these lengths that may be encoded at a time."""
+  start = stop = held = 0
+  for count in characters:
+    stop, held = stop + 1, held + count
+    if held >= _ENCODED:
+      yield slice(start, stop)
+      start, held = stop, 0
+  if stop > start:
+    yield slice(start, stop)
 
 
 def special_count(tokenizer: tokenizers.Tokenizer) -> int:

@@ -9,12 +9,10 @@ from typing import Any, NamedTuple
 import tokenizers
 
 from jaxtune.data import fold
+from jaxtune.data.encode import slices
 
 Span = tuple[int, int]
 Marked = tuple[list[int], list[bool]]
-
-
-_TEXTS = 1024  # encoded at a time
 
 
 class _Codec(NamedTuple):
@@ -52,9 +50,8 @@ def encode(
   """
   codec = _codec(tokenizer, tokenizer.get_vocab_size())
   found: list[Marked] = []
-  # What the tokenizer holds of a text while it works is large: not of all of them at once.
-  for start in range(0, len(texts), _TEXTS):
-    found += _encoded(codec, texts[start : start + _TEXTS])
+  for some in slices(len(text) for text, _ in texts):
+    found += _encoded(codec, texts[some])
   return found
 
 

@@ -15,10 +15,7 @@ from jaxtune.typing import InputError
 
 Record = Mapping[str, Any]
 
-# Characters of records encoded at a time, and held at a time: a tokenizer's own results take about
-# 40 bytes a character while it works, arrays of tokens about 3.
-_ENCODED = 2**22
-_HELD = 2**25
+_HELD = 2**25  # characters of records in memory; arrays of their tokens take about 3 bytes each
 
 
 def stream_batches(
@@ -60,7 +57,7 @@ def stream_batches(
     raise InputError(f'window is {window}; it must be at least 1')
 
   def examples(window: list[Record]) -> list[Example]:
-    found = [example for part in _parts(window, _ENCODED) for example in encode(part).examples]
+    found = encode(window).examples
     if pack != 'concat':
       batch.check_lengths(found, max_length)
     return found
@@ -95,19 +92,6 @@ def _take(stream: Iterator[Record], count: int) -> list[Record]:
     if characters >= _HELD:
       break
   return window
-
-
-def _parts(records: list[Record], limit: int) -> Iterator[list[Record]]:
-  part: list[Record] = []
-  characters = 0
-  for record in records:
-    part.append(record)
-    characters += _characters(record)
-    if characters >= limit:
-      yield part
-      part, characters = [], 0
-  if part:
-    yield part
 
 
 def _characters(value: Any) -> int:

@@ -14,7 +14,7 @@ import pytest
 import tokenizers
 
 from jaxtune import data
-from jaxtune.data import streamed
+from jaxtune.data import encode, streamed
 from jaxtune.typing import InputError
 
 T = 16
@@ -109,11 +109,13 @@ def test_processes_together_see_the_batches_of_one(make):
 
 def test_large_records_make_small_windows(make, monkeypatch):
   whole = take(make(window=10), 10)
-  monkeypatch.setattr(streamed, '_ENCODED', 30)  # cuts what is encoded at a time: no difference
+  monkeypatch.setattr(encode, '_ENCODED', 30)  # cuts what is encoded at a time: no difference
   same(take(make(window=10), 10), whole)
   monkeypatch.setattr(streamed, '_HELD', 60)
   records = [{'text': '7 ' * 40}, {'text': '8'}, {'text': '9'}]
   assert len(streamed._take(iter(records), 3)) == 1
+  conversations = [{'messages': [{'role': 'user', 'content': 'a' * 25, 'n': 1}]}] * 5
+  assert len(streamed._take(iter(conversations), 5)) == 2
 
 
 def test_labels_in_buckets(tmp_path, tok):
