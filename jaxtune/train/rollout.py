@@ -76,8 +76,8 @@ def rollout(
     reference: for `kl`, as `adapt.policy_and_reference`.
     old: whether the batch carries the log-probabilities of the policy that drew, which a second
       update on it needs.
-    merge: whether adapters are multiplied out before they generate: a copy of the weights, for
-      twice the speed. Not for a quantized base that only fits as it is.
+    merge: whether adapters that can be are multiplied out before they generate: a copy of the
+      weights, for twice the speed. Not for a quantized base that only fits as it is.
     chunk: predictions whose logits are held at a time for `old` and `kl`; None for all.
 
   Raises:
@@ -99,7 +99,7 @@ def rollout(
     draws = np.random.SeedSequence([seed, step]).generate_state(len(given)) >> 1
     answers = generate(
       model,
-      _merged(policy) if merge else policy,
+      _multiplied_out(policy) if merge else policy,
       given,
       max_tokens=max_tokens,
       sampling=sampling,
@@ -189,9 +189,14 @@ def _policy(params: Params) -> Params:
   return {name: part for name, part in params.items() if name not in (START, FISHER)}
 
 
-@jax.jit
-def _merged(params: Params) -> Params:
-  return adapt.merge(params)
+_merged = jax.jit(adapt.merge)
+
+
+def _multiplied_out(params: Params) -> Params:
+  try:
+    return _merged(params)
+  except InputError:  # a method that is no function of the weights
+    return params
 
 
 @functools.partial(jax.jit, static_argnames=('model', 'chunk', 'temperature'))

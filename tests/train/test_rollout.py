@@ -102,6 +102,15 @@ def test_answers_that_were_cut_off_may_teach_nothing(params):
   np.testing.assert_array_equal(batch['advantages'], whole['advantages'])
 
 
+@pytest.mark.slow
+def test_methods_that_no_weights_can_hold_generate_as_they_are(params, roll):
+  model = MODEL.init(jax.random.key(0))
+  prompts = next(batches())
+  want, _ = roll(params, 0, prompts)  # both start as the base model does
+  found, _ = roll(adapt.create('bottleneck', jax.random.key(1), model), 0, prompts)
+  np.testing.assert_array_equal(found['tokens'], want['tokens'])
+
+
 def test_what_changes_the_reward(params):
   prompts, asked = next(batches()), {}
 
