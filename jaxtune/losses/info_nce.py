@@ -59,7 +59,7 @@ def info_nce(
     candidates = jnp.concatenate([x for name, x in embeddings.items() if name != 'anchor'])
     excluded = _excluded(batch, weights)
     nats = info_nce_loss(embeddings['anchor'], candidates, temperature, excluded, symmetric)
-    scores = jnp.where(excluded, -jnp.inf, embeddings['anchor'] @ candidates.T)
+    scores = jnp.where(excluded, -jnp.inf, _products(embeddings['anchor'], candidates))
     first = jnp.diagonal(scores) >= scores.max(axis=1)
     return jnp.sum(weights * nats), {'accuracy': jnp.sum(weights * first)}
 
@@ -96,7 +96,7 @@ def info_nce_loss(
       anchors as candidates (CLIP, arXiv:2103.00020).
   """
   rows = anchors.shape[0]
-  logits = (anchors @ candidates.T).astype(jnp.float32) / temperature
+  logits = _products(anchors, candidates) / temperature
   if excluded is not None:
     logits = jnp.where(excluded, -jnp.inf, logits)
   own = jnp.diagonal(logits)
@@ -104,6 +104,11 @@ def info_nce_loss(
   if not symmetric:
     return nats
   return (nats + jax.nn.logsumexp(logits[:, :rows], axis=0) - own) / 2
+
+
+def _products(anchors: jax.Array, candidates: jax.Array) -> jax.Array:
+  # A temperature of 0.05 makes 0.1 of the 0.005 that accelerators lose in a product of their own.
+  return jnp.matmul(anchors, candidates.T, precision='highest').astype(jnp.float32)
 
 
 def _excluded(batch: Batch, weights: jax.Array) -> jax.Array:
