@@ -52,6 +52,7 @@ CASES: dict[str, tuple[str, str, dict[str, Any], dict[str, Any]]] = {
   'kto': (
     'ragged', 'kto', {'desirable_weight': 1.5, 'undesirable_weight': 0.7}, {},
   ),
+  'kto_apo_zero': ('ragged', 'kto', {'baseline': 0.0}, {'loss_type': 'apo_zero_unpaired'}),
   'reward': ('ragged', 'reward', {'center_rewards_coefficient': 0.1}, {}),
 }  # fmt: skip
 
@@ -205,8 +206,9 @@ def _kto(rows: Any, found: Any, policy: Any, reference: Any, options: Any) -> An
   model = _model(policy)
   trainer = _trainer(
     KTOTrainer, model, ref_model=_model(reference), precompute_ref_logps=False,
-    calculate_KL=True, loss_type='kto', **options,
+    **{'loss_type': 'kto', 'desirable_weight': 1.0, 'undesirable_weight': 1.0, **options},
   )  # fmt: skip
+  trainer.calculate_KL = trainer.loss_type == 'kto'
   batch = {'label': torch.tensor(found['label'])}
   for prefix, name in (('', 'chosen'), ('KL_', 'mismatched')):
     own = rows[name]

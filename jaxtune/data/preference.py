@@ -59,7 +59,7 @@ def encode_unpaired(
     tok: of the model.
     records: `{prompt, completion, label}`.
     max_length: of a row.
-    mismatched: whether the examples have that part; BCO needs none.
+    mismatched: whether the examples have that part; BCO, and KTO with a baseline, need none.
 
   Raises:
     InputError: as `data.render`, with the row; a label that is neither true nor false; no row is
@@ -179,7 +179,7 @@ def _mismatched(records: Sequence[Record]) -> list[int]:
   if len(set(prompts)) < 2:
     raise InputError(
       f'all {count} rows have the same prompt, so no completion is mismatched with it; add rows '
-      'with other prompts, or encode with mismatched=False for the objective bco'
+      'with other prompts, or set mismatched to False (bco, or kto with a baseline)'
     )
   return following[:count]
 

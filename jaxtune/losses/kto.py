@@ -47,19 +47,22 @@ def kto(
   beta: float = 0.1,
   desirable_weight: float = 1.0,
   undesirable_weight: float = 1.0,
+  baseline: float | None = None,
   reference: Reference | None = None,
   chunk: int | None = None,
 ) -> Objective:
-  """`sum_b w_b kto_loss(r_b)` with the batch's own baseline; weight `sum_b w_b`.
+  """`sum_b w_b kto_loss(r_b)`, weight `sum_b w_b`.
 
-  The baseline is `z = max(0, weighted mean of r' over the batch)`, r' the log-ratio of another
-  prompt's completion (`mismatched`), without a gradient. It belongs to the rows that the objective
+  The baseline is that of the batch, `z = max(0, weighted mean of r')` without a gradient, r' the
+  log-ratio of another prompt's completion (`mismatched`). It belongs to the rows that the objective
   is called with: over devices that is the whole batch, but with accumulated gradients each
-  micro-batch has its own, from fewer rows, so cutting a batch changes more than rounding.
+  micro-batch has its own, from fewer rows, so cutting a batch changes more than rounding. With a
+  number for `baseline` rows are independent and nothing is mismatched; 0 is APO-zero for single
+  completions (arXiv:2408.06266, TRL's `apo_zero_unpaired`).
 
-  Batch: `tokens` int32, `mask` and `supervised` bool `[B, T]`, `label` bool `[B]`, a part
-  `mismatched` with tokens of its own; `reference` float32 `[B]` in the batch and in the part where
-  the reference's log-probabilities are precomputed; `weight` `[B]` if present.
+  Batch: `tokens` int32, `mask` and `supervised` bool `[B, T]`, `label` bool `[B]`; for the batch's
+  baseline a part `mismatched` with tokens of its own; `reference` float32 `[B]` in the batch and in
+  that part where the reference's log-probabilities are precomputed; `weight` `[B]` if present.
   Metrics: those of `preference.unpaired`, of the rewards `beta r` against the baseline `beta z`.
 
   Args:
@@ -68,6 +71,7 @@ def kto(
     desirable_weight: of good completions. With n of one kind for each of the other the paper scales
       the rarer by n to 4/3 n.
     undesirable_weight: of bad ones.
+    baseline: z in nats; None for the batch's own.
     reference: `(params) -> policy, reference params`, as `adapt.policy_and_reference`; None where
       the batch has `reference`.
     chunk: predictions whose logits are held at a time; None for all.
@@ -80,22 +84,25 @@ def kto(
     'kto', desirable_weight=desirable_weight, undesirable_weight=undesirable_weight
   )
 
-  def objective(params: Params, batch: Batch, key: Key | None = None) -> Loss:
+  def divergence(params: Params, batch: Batch, weights: jax.Array, key: Key | None) -> jax.Array:
     if 'mismatched' not in batch:
       raise InputError(
         'kto: the batch has no mismatched completions to estimate the divergence with; encode the '
-        'records with data.encode_unpaired, or take the objective bco'
+        'records with data.encode_unpaired, or set baseline to 0'
       )
-    found = ratios(model, params, batch, reference, chunk, key)
-    other = ratios(model, lax.stop_gradient(params), batch['mismatched'], reference, chunk, key)
-    weights = row_weights(batch)
+    params = lax.stop_gradient(params)
+    other = ratios(model, params, batch['mismatched'], reference, chunk, key).log_ratio
     count = jnp.maximum(weights.sum(), jnp.finfo(jnp.float32).tiny)
-    baseline = jnp.maximum(jnp.sum(weights * other.log_ratio) / count, 0)
-    baseline = lax.stop_gradient(baseline)
+    return jnp.maximum(jnp.sum(weights * other) / count, 0)
+
+  def objective(params: Params, batch: Batch, key: Key | None = None) -> Loss:
+    found = ratios(model, params, batch, reference, chunk, key)
+    weights = row_weights(batch)
+    own = divergence(params, batch, weights, key) if baseline is None else jnp.float32(baseline)
     losses = kto_loss(
-      found.log_ratio, batch['label'], baseline, beta, desirable_weight, undesirable_weight
+      found.log_ratio, batch['label'], own, beta, desirable_weight, undesirable_weight
     )
     rewards = beta * found.log_ratio
-    return unpaired(losses, rewards, batch['label'], beta * baseline, weights, found.kl)
+    return unpaired(losses, rewards, batch['label'], beta * own, weights, found.kl)
 
   return objective

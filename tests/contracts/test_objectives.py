@@ -30,12 +30,12 @@ from tests.contracts.objectives import (
   with_noise,
 )
 
-# What runs in the default suite: one of each sort on tiny models, and two cases of the cover.
+# What runs in the default suite: one of each sort on tiny models, and a case of the cover.
 DEFAULT = (
   *('causal_lm', 'masked_lm', 'classification', 'token_classification', 'dpo', 'kto', 'reward'),
   *('grpo', 'info_nce', 'distillation', 'kl_to_reference'),
 )
-DEFAULT_CASES = (('simpo', 'lora', 'sweeps'), ('reward', 'freeze', 'shards'))
+DEFAULT_CASES = (('reward', 'freeze', 'shards'),)
 
 # Methods by what trains, and so by what a gradient goes through.
 METHOD_KINDS = {
@@ -93,12 +93,13 @@ def agrees(name, method):
   """Compiled, eager and as lanes it gives the same finite sums, and a gradient."""
   model, trainable, frozen = made(name, method)
   objective, batch = objective_of(name, model), batch_of(name)
-  loss, gradient = jax.jit(graded(name, model))(trainable, frozen, batch)
+  compute = jax.jit(graded(name, model))
+  loss, gradient = compute(trainable, frozen, batch)
   close(objective(tree.combine(trainable, frozen), batch, None), loss)
   lanes = jax.tree.map(lambda x: jnp.stack([x, x + 0.01]), trainable)
   mapped = jax.jit(jax.vmap(graded(name, model), (0, None, None)))(lanes, frozen, batch)
   close(jax.tree.map(lambda x: x[0], mapped), (loss, gradient))
-  other = jax.jit(graded(name, model))(jax.tree.map(lambda x: x[1], lanes), frozen, batch)
+  other = compute(jax.tree.map(lambda x: x[1], lanes), frozen, batch)
   close(jax.tree.map(lambda x: x[1], mapped), other)
   check_sums(loss, gradient)
   for leaf, g in zip(jax.tree.leaves(trainable), jax.tree.leaves(gradient), strict=True):
