@@ -6,22 +6,46 @@ import ml_collections
 def get_config() -> ml_collections.ConfigDict:
   config = ml_collections.ConfigDict()
   config.seed = 0
-  config.task = 'classification'  # classification, regression, or causal_lm
+  # What is learned, see experiments/tasks.py: classification, multi_label, regression,
+  # token_classification, causal_lm, masked_lm, embedding, preference, unpaired_preference, reward,
+  # reinforcement.
+  config.task = 'classification'
   # A folder, a .gguf file, a Hugging Face id, or package://NAME/PATH inside an installed package.
   # Empty in pretraining, which makes a model of the sizes under `decoder`.
   config.model = ''
 
   config.data = ml_collections.ConfigDict()
-  config.data.path = ''  # .csv, .tsv, .jsonl, .json, .txt, a folder of .txt, or package://NAME/PATH
+  # .csv, .tsv, .jsonl, .json, .parquet, .arrow, .txt, a folder or a pattern of such files,
+  # package://NAME/PATH, or hub://OWNER/NAME of a dataset on the Hugging Face Hub.
+  config.data.path = ''
+  config.data.kind = ''  # of the records, see jaxtune.data.normalize; recognized by the columns
   config.data.text = 'text'  # the column to read
   config.data.label = 'label'  # the column to predict (classification, regression)
   # For causal_lm on pairs: a column, or a template such as 'Q: {question}\nA:'.
   config.data.prompt = ''
   config.data.completion = ''
+  # Other fields that have another name in the data, or a template: columns.chosen=better.
+  config.data.columns = ml_collections.ConfigDict()
+  # What is learned of conversations: assistant (all of its turns), last, completion, or all tokens.
+  config.data.supervise = 'assistant'
   config.data.max_length = 128  # tokens; longer texts are cut at the right, counted and reported
   config.data.valid = 0.05  # held out to choose the best step: a fraction, or a count from 1 up
   config.data.test = 0.1  # held out for the final numbers, never used to choose anything
-  config.data.pack = False  # causal_lm: several texts in a row
+  # causal_lm: several texts in a row, by first_fit, best_fit, or concat; empty for one
+  config.data.pack = ''
+
+  config.objective = ml_collections.ConfigDict()
+  # What is minimized: one of the task's in jaxtune.losses, its first by default; or a function of
+  # your own, FILE.py:FUNCTION, which takes the model, and its options by name.
+  config.objective.name = ''
+  config.objective.options = ml_collections.ConfigDict()  # of the objective, by its own names
+  # Of objectives that compare with a reference: start (the model as it was, in every step), or
+  # cached (its log-probabilities, computed once).
+  config.objective.reference = 'start'
+  config.objective.kl = 0.0  # weight of the divergence from the start, added to a language model's
+  config.objective.l2_sp = 0.0  # weight of the squared distance of the weights from their start
+  config.objective.neftune = 0.0  # noise on the embeddings of tokens, NEFTune's alpha; 5 is usual
+  config.objective.teacher = ''  # distillation: a folder, .gguf, Hub id, or the workdir of a run
 
   config.method = ml_collections.ConfigDict()
   config.method.name = 'lora'  # any of adapt.METHODS, see docs/adapt.md

@@ -15,7 +15,7 @@ def get_config():
   config.data.max_length = 128
   config.data.valid = 200.0
   config.data.test = 400.0
-  config.data.pack = True
+  config.data.pack = 'first_fit'
   config.method.name = 'full'
   config.optim.lr = 3e-3
   config.optim.schedule = 'wsd'

@@ -68,10 +68,10 @@ def prepared(config: Config) -> tuple[Tuned, dataset.Corpus]:
   source = dataset.resolve(config.model)
   # Weights that train are float32: a small update to a bfloat16 weight rounds to none.
   model, params = interop.load(source, dtype='float32')
-  tokenizer, special = interop.load_tokenizer(source), interop.special_tokens(source)
+  tok = interop.tokenizer(source)
   records, notes = dataset.read_records(one)
-  corpus = dataset.encode(one, tokenizer, special, model, records, notes)
-  run = Tuned(one, model, params, tokenizer, special, corpus.names, source)
+  corpus = dataset.encode(one, tok, model, records, notes)
+  run = Tuned(one, model, params, tok, corpus.names, source)
   return run, corpus
 
 

@@ -4,13 +4,14 @@ import dataclasses
 import importlib.util
 import pathlib
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
 import numpy as np
 import tokenizers
 
+from experiments import tasks
 from experiments.keys import Config
 from jaxtune import data, interop
 from jaxtune.models import ModelSpec
@@ -46,45 +47,63 @@ def resolve(source: str) -> str:
 def read_records(config: Config) -> tuple[dict[str, list[Record]], list[str]]:
   """Rows of each split, without duplicates, and remarks for the report."""
   path = resolve(config.data.path)
-  records = read_rows(config, path)
-  field = 'prompt' if config.data.prompt else config.data.text
-  records, dropped = data.deduplicate(records, field)
+  records, said = read_rows(config, path)
+  records, dropped = data.deduplicate(records, duplicates_by(records[0]))
   sizes = {name: held_out(config.data[name], len(records)) for name in ('valid', 'test')}
   splits = data.split(records, sizes, config.seed)
   notes = [
     f'{pathlib.Path(path).name}: '
     + ', '.join(f'{len(rows):,} {name}' for name, rows in splits.items())
-    + f' rows; {dropped:,} duplicates left out.'
+    + f' rows; {dropped:,} duplicates left out. Read as {said}.'
   ]
   return splits, notes
 
 
-def read_rows(config: Config, path: str) -> list[Record]:
-  """The rows of a file, its columns checked; for pairs, as their prompts and completions."""
+def read_rows(config: Config, path: str) -> tuple[list[Record], str]:
+  """The rows of a file with the fields of their kind beside their columns, and what they are."""
   records = data.read(path)
-  if not config.data.prompt:
-    data.column(records, config.data.text, path)
+  found = data.normalize(records, kind=kind(config), columns=columns(config), source=path)
+  known = tasks.TASKS[config.task].kinds
+  made, said = found.records, found.said
+  if found.kind == 'labelled' and 'text' in known:
+    said = 'plain text (the labels are not used)'
+  elif found.kind not in known:
+    raise InputError(
+      f'{path}: these are {said}, and task {config.task} learns from {" or ".join(known)}; take '
+      'another task, or set data.kind'
+    )
+  rows: list[Record] = [
+    data.Row({**old, **new}, new.place) for old, new in zip(records, made, strict=True)
+  ]
+  return rows, said
+
+
+def kind(config: Config) -> str | None:
+  """The kind of the records where the configuration fixes it."""
+  if config.data.kind:
+    return config.data.kind
   if config.data.prompt:
-    records = [render(config, row, number) for number, row in enumerate(records, 1)]
-  return records
+    return 'completion'
+  known = tasks.TASKS[config.task].kinds
+  return known[0] if len(known) == 1 else None
 
 
-def render(config: Config, row: Record, number: int) -> Record:
-  """The row as `prompt` and `completion`: a column each, or a template over the columns."""
+def columns(config: Config) -> dict[str, str]:
+  """Where fields have another name in the data than in their kind, or are filled by a template."""
+  c = config.data
+  named = {'text': c.text, 'label': c.label}
+  if c.prompt:
+    named = {'prompt': c.prompt, 'completion': c.completion}
+  if kind(config) not in ('labelled', 'completion'):
+    named = {name: column for name, column in named.items() if name == 'text' != column}
+  return {**{name: column for name, column in named.items() if column != name}, **dict(c.columns)}
 
-  def text(name: str) -> str:
-    template = config.data[name]
-    try:
-      return template.format_map(row) if '{' in template else str(row[template])
-    except KeyError as error:
-      raise InputError(
-        f'data.{name} asks for the column {error.args[0]!r}, which row {number} does not have; '
-        f'its columns are {", ".join(row)}'
-      ) from None
-    except (ValueError, IndexError) as error:
-      raise InputError(f'data.{name} is not a template like "{{column}}": {error}') from None
 
-  return {'prompt': text('prompt'), 'completion': text('completion')}
+def duplicates_by(record: Record) -> str | None:
+  """What makes two rows the same: what the model is asked, or all of it where that is compared."""
+  if {'chosen', 'positive', 'messages', 'tags'} & set(record):
+    return None
+  return 'prompt' if 'prompt' in record else 'text'
 
 
 def held_out(size: float, rows: int) -> int:
@@ -94,43 +113,34 @@ def held_out(size: float, rows: int) -> int:
 
 def encode(
   config: Config,
-  tokenizer: tokenizers.Tokenizer,
-  special: data.SpecialTokens,
+  tok: data.Tokenizer,
   model: ModelSpec,
   records: dict[str, list[Record]],
   notes: Sequence[str],
 ) -> Corpus:
   """Every split as token ids, and what was cut or left out on the way."""
-  length = config.data.max_length
+  length, task = config.data.max_length, tasks.TASKS[config.task]
   if length > model.config.positions:
     raise InputError(
       f'data.max_length is {length}, but the model has {model.config.positions} positions; '
       f'set it to {model.config.positions} or less'
     )
   names: tuple[str, ...] = ()
-  if config.task == 'classification':
-    names = data.label_names(records['train'], config.data.label)
+  lines = list(notes)
+  if task.names is not None:
+    names = task.names(records['train'])
+    lines += data.check_classes(records, 'tags' if 'tags' in task.kinds else 'label')
   if config.train.steps and config.task != 'causal_lm':
     # What the steps will not reach need not be tokenized; the rows are in random order already.
     reach = config.train.steps * config.train.batch_size
     records = {**records, 'train': records['train'][:reach]}
   encoded = {
-    split: encode_rows(config, tokenizer, special, rows, names)
-    for split, rows in records.items()
-    if rows
+    split: encode_rows(config, tok, rows, names) for split, rows in records.items() if rows
   }
   for part in encoded.values():
-    interop.check_ids((example['tokens'] for example in part.examples), tokenizer, model)
-  lines = list(notes)
+    interop.check_ids(all_tokens(part.examples), tok.encoder, model)
   for split, part in encoded.items():
-    cut = f'{part.truncated:,} of {len(records[split]):,} {split} rows are longer than {length} '
-    if part.truncated:
-      lines.append(cut + 'tokens and were cut.')
-    if part.empty or part.unlearned:
-      lines.append(
-        f'{split}: {part.empty:,} rows without text and {part.unlearned:,} with nothing to learn '
-        'were left out.'
-      )
+    lines += remarks(split, part, len(records[split]), length)
   nothing = data.Encoded([])
   return Corpus(
     train=encoded['train'],
@@ -142,36 +152,48 @@ def encode(
   )
 
 
+def all_tokens(examples: Iterable[Mapping[str, Any]]) -> Iterator[np.ndarray]:
+  """The tokens of examples and of their parts."""
+  for example in examples:
+    if 'tokens' in example:
+      yield example['tokens']
+    yield from all_tokens(part for part in example.values() if isinstance(part, Mapping))
+
+
+def remarks(split: str, part: data.Encoded, rows: int, length: int) -> list[str]:
+  """What happened to the rows of a split on the way, a sentence each."""
+  lines = []
+  if part.truncated:
+    ends = f'; {part.unfinished:,} lost the end of what is learned' if part.unfinished else ''
+    lines.append(
+      f'{part.truncated:,} of {rows:,} {split} rows are longer than {length} tokens and were '
+      f'cut{ends}.'
+    )
+  if part.empty or part.unlearned:
+    lines.append(
+      f'{split}: {part.empty:,} rows without text and {part.unlearned:,} with nothing to learn '
+      'were left out.'
+    )
+  if part.repeated:
+    lines.append(
+      f'{split}: {part.repeated:,} rows have the positive of another row, which in one batch '
+      'counts as a negative of its anchor.'
+    )
+  return lines
+
+
 def encode_rows(
-  config: Config,
-  tokenizer: tokenizers.Tokenizer,
-  special: data.SpecialTokens,
-  rows: Sequence[Record],
-  names: tuple[str, ...],
-  labelled: bool = True,
+  config: Config, tok: data.Tokenizer, rows: Sequence[Record], names: tuple[str, ...]
 ) -> data.Encoded:
-  """Rows as examples of the configured task; without labels for prediction."""
+  """Rows, as `read_rows` gives, as examples of the configured task."""
+  return tasks.TASKS[config.task].encode(config, tok, rows, names)
+
+
+def encode_unlabelled(config: Config, tok: data.Tokenizer, rows: Sequence[Record]) -> data.Encoded:
+  """The column of text alone, for prediction; every row is kept."""
   c = config.data
-  label = c.label if labelled else None
-  if config.task == 'classification':
-    return data.encode_classification(
-      rows, tokenizer, text=c.text, label=label, names=names, max_length=c.max_length
-    )
-  if config.task == 'regression':
-    return data.encode_regression(
-      rows, tokenizer, text=c.text, label=label, max_length=c.max_length
-    )
-  if c.prompt:
-    return data.encode_completions(
-      rows,
-      tokenizer,
-      prompt='prompt',
-      completion='completion',
-      max_length=c.max_length,
-      eos=special.eos,
-    )
-  return data.encode_text(
-    rows, tokenizer, text=c.text, max_length=c.max_length, bos=special.bos, eos=special.eos
+  return data.encode_classification(
+    rows, tok.encoder, text=c.text, label=None, max_length=c.max_length
   )
 
 
@@ -198,7 +220,7 @@ def of_real_rows(
 
 def train_tokenizer(config: Config, rows: Sequence[Record]) -> tokenizers.Tokenizer:
   """A byte-level BPE tokenizer of `decoder.vocabulary` tokens, trained on the training rows."""
-  field = 'prompt' if config.data.prompt else config.data.text
+  texts = [row['prompt'] if 'prompt' in row else row.get('text', '') for row in rows]
   tokenizer = tokenizers.Tokenizer(tokenizers.models.BPE())
   tokenizer.pre_tokenizer = tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=False)
   tokenizer.decoder = tokenizers.decoders.ByteLevel()
@@ -208,5 +230,5 @@ def train_tokenizer(config: Config, rows: Sequence[Record]) -> tokenizers.Tokeni
     initial_alphabet=tokenizers.pre_tokenizers.ByteLevel.alphabet(),
     show_progress=False,
   )
-  tokenizer.train_from_iterator(data.column(rows, field), trainer)
+  tokenizer.train_from_iterator(texts, trainer)
   return tokenizer

@@ -50,10 +50,9 @@ def example(run: Tuned) -> Batch:
   try:
     splits, _ = dataset.read_records(config)
     rows = next(rows for name in ('test', 'valid', 'train') if (rows := splits[name]))[:ROWS]
-    part = dataset.encode_rows(config, run.tokenizer, run.special, rows, run.names, labelled=False)
-    (batch,) = data.eval_batches(
-      part.examples, len(part.examples), max_length=config.data.max_length
-    )
+    part = dataset.encode_rows(config, run.tok, rows, run.names)
+    examples = [{'tokens': tokens} for tokens in dataset.all_tokens(part.examples)][:ROWS]
+    (batch,) = data.eval_batches(examples, len(examples), max_length=config.data.max_length)
   except InputError:
     length = min(config.data.max_length, run.model.config.vocabulary)
     batch = {'tokens': np.arange(length, dtype=np.int32)[None], 'mask': np.ones((1, length), bool)}

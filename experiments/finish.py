@@ -35,7 +35,7 @@ def export(job: Job, params: Params, folder: pathlib.Path, card: str) -> None:
   source = dataset.resolve(config.model) if config.model else None
   interop.save_hf(folder, job.model, params, source=source, labels=labels)
   if not source:
-    job.tokenizer.save(str(folder / 'tokenizer.json'))
+    job.tok.encoder.save(str(folder / 'tokenizer.json'))
     tokens = {'tokenizer_class': 'PreTrainedTokenizerFast', 'eos_token': dataset.END_OF_TEXT}
     workdir.write_json(folder / 'tokenizer_config.json', tokens)
 
@@ -95,7 +95,7 @@ def classified(job: Job, params: Params) -> tuple[report.Confusion | None, list[
   wrong = wrong[np.argsort(-sure[wrong])][:MISTAKES]
   mistakes = [
     report.Prediction(
-      text=job.tokenizer.decode(part.examples[i]['tokens'].tolist()),
+      text=job.tok.encoder.decode(part.examples[i]['tokens'].tolist()),
       label=names[true[i]],
       predicted=names[guess[i]],
       probability=float(sure[i]),

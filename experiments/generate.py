@@ -115,12 +115,14 @@ def load() -> Speaker:
     )
   run = tuned.open_run(WORKDIR.value)
   # As the run's texts began: prompts of pairs with nothing, other texts with the model's token.
-  begin = [] if run.config.data.prompt or run.special.bos is None else [run.special.bos]
+  begin = [] if run.config.data.prompt or run.tok.special.bos is None else [run.tok.special.bos]
 
   def encode(text: str) -> list[int]:
-    return begin + run.tokenizer.encode(text, add_special_tokens=False).ids
+    return begin + run.tok.encoder.encode(text, add_special_tokens=False).ids
 
-  return Speaker(run.model, run.params, run.tokenizer, run.special, RAW.value is False, encode)
+  return Speaker(
+    run.model, run.params, run.tok.encoder, run.tok.special, RAW.value is False, encode
+  )
 
 
 def ask(speaker: Speaker, said: Sequence[Message]) -> list[int]:

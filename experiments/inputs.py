@@ -6,8 +6,9 @@ from typing import Any, NamedTuple
 
 import jax
 
-from experiments import build, dataset
+from experiments import dataset
 from experiments.build import Job
+from experiments.objective import compares, make
 from jaxtune import data, losses, shard, train
 from jaxtune.data.batch import Batch
 from jaxtune.data.encode import Example
@@ -67,6 +68,7 @@ def features(job: Job) -> Inputs | None:
   if (
     not train.trains_head_alone(job.model, job.params)
     or job.arguments is not None  # the rule looks into the body
+    or compares(config)
     or job.steps * config.train.batch_size < len(corpus.train.examples)
     or rows * length * job.model.config.width * 4 > MOST_BYTES
   ):
@@ -110,5 +112,5 @@ def features(job: Job) -> Inputs | None:
     max_length=config.data.max_length,
     seed=config.seed,
   )
-  objective = build.objective(config, model)
+  objective = make(config, model, job.tok, corpus.names)
   return Inputs(model, objective, batches, held_out('valid'), held_out('test'))

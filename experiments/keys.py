@@ -8,11 +8,16 @@ from typing import Any
 from ml_collections.config_dict import ConfigDict as Config
 
 from configs import base
+from experiments import objective
+from experiments.tasks import TASKS
 from jaxtune import adapt
 from jaxtune.typing import InputError
 
-TASKS = ('classification', 'regression', 'causal_lm')
-FREE = ('optim.hyperparameters.', 'method.options.')  # keys that a rule or a method names
+# Keys that a rule, a method, an objective or the data name.
+FREE = ('optim.hyperparameters.', 'method.options.', 'objective.options.', 'data.columns.')
+SUPERVISE = ('assistant', 'last', 'completion', 'all')
+PACKS = ('', 'first_fit', 'best_fit', 'concat')
+REFERENCES = ('start', 'cached')
 SCORES = ('likelihood', 'per_token', 'calibrated', 'batch_calibrated')
 LEAST = {  # the smallest value of each that makes sense
   0: (
@@ -23,6 +28,9 @@ LEAST = {  # the smallest value of each that makes sense
     'optim.weight_decay',
     'optim.clip_norm',
     'optim.average',
+    'objective.kl',
+    'objective.l2_sp',
+    'objective.neftune',
     'train.steps',
     'train.epochs',
     'train.eval_every',
@@ -67,15 +75,19 @@ def check(config: Config) -> None:
     if not values[name] > 0:
       raise InputError(f'{name} is {values[name]}; it must be above zero')
   for name, known in (
-    ('task', TASKS),
     ('method.name', adapt.METHODS),
     ('method.quantize', ('', *adapt.KINDS)),
     ('evaluate.score', SCORES),
+    ('task', TASKS),
+    ('data.supervise', SUPERVISE),
+    ('data.pack', PACKS),
+    ('objective.reference', REFERENCES),
   ):
     if values[name] not in known:
       choices = ', '.join(filter(None, known))
       raise InputError(f'{name} is {values[name]!r}; choose one of {choices}')
   adapt.check_options(config.method.name, config.method.options)
+  objective.check(config)
   if config.train.batch_size % config.train.accumulate:
     raise InputError(
       f'train.accumulate is {config.train.accumulate}, which does not divide '

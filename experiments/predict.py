@@ -35,9 +35,7 @@ def main() -> int:
   taken = [name for name in ('predicted', *columns(run.names)) if name in rows[0]]
   if taken:
     raise InputError(f'{INPUT.value}: column {taken[0]!r} is one that predict writes; rename it')
-  part = dataset.encode_rows(
-    run.config, run.tokenizer, run.special, rows, run.names, labelled=False
-  )
+  part = dataset.encode_unlabelled(run.config, run.tok, rows)
   outputs = finish.outputs(run.config, run.model, run.params, part)
   labelled = [
     {**row, **values} for row, values in zip(rows, predictions(outputs, run.names), strict=True)

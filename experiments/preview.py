@@ -18,7 +18,7 @@ def preview(job: Job) -> int:
   given = inputs.texts(job)
   program, batch = run.prepare(job, given), next(given.batches)
   print('\nbatch: ' + ', '.join(f'{k} {v.dtype}{list(v.shape)}' for k, v in batch.items()))
-  print(data.preview(batch, job.tokenizer, names=job.corpus.names or None))
+  print(data.preview(batch, job.tok.encoder, names=job.corpus.names or None))
   print(f'\n{job.steps} steps of {config.train.batch_size} rows; memory while a step runs:')
   forecast = plan.forecast(program.compiled, program.state, program.frozen, program.batch)
   for name, size in forecast._asdict().items():

@@ -3,9 +3,7 @@
 import pathlib
 from typing import NamedTuple
 
-import tokenizers
-
-from experiments import build, dataset, workdir
+from experiments import dataset, parameters, tasks, workdir
 from experiments.keys import Config
 from jaxtune import data, interop
 from jaxtune.models import ModelSpec
@@ -18,8 +16,7 @@ class Tuned(NamedTuple):
   config: Config
   model: ModelSpec
   params: Params
-  tokenizer: tokenizers.Tokenizer
-  special: data.SpecialTokens
+  tok: data.Tokenizer
   names: tuple[str, ...]
   source: str | None  # of the base; None for a model from scratch
 
@@ -39,14 +36,14 @@ def open_run(folder: str) -> Tuned:
   if base and (export / 'adapter_config.json').exists():
     model, params = interop.load(base)
     model, params = interop.adapter_head(export, model, params)
-    params = interop.load_peft(export, model, build.quantized(config, params))
+    params = interop.load_peft(export, model, parameters.quantized(config, params))
   elif base and (export / interop.TRAINED).exists():
     names = interop.load_labels(export) or ()
     model, params = interop.load(base)
-    _, head_key, method_key = build.streams(config)
-    if config.task != 'causal_lm':
-      model, params = build.headed(config, head_key, model, params, len(names) or 1, names)
-    params = interop.load_trained(export, build.method(config, method_key, model, params))
+    _, head_key, method_key = parameters.streams(config)
+    if tasks.TASKS[config.task].outputs is not None:
+      model, params = parameters.headed(config, head_key, model, params, len(names) or 1, names)
+    params = interop.load_trained(export, parameters.method(config, method_key, model, params))
   else:
     model, params = interop.load(export)
   tokens = base or export
@@ -54,8 +51,7 @@ def open_run(folder: str) -> Tuned:
     config=config,
     model=model,
     params=params,
-    tokenizer=interop.load_tokenizer(tokens),
-    special=interop.special_tokens(tokens),
-    names=(interop.load_labels(export) or ()) if config.task == 'classification' else (),
+    tok=interop.tokenizer(tokens),
+    names=(interop.load_labels(export) or ()) if tasks.TASKS[config.task].names else (),
     source=base,
   )

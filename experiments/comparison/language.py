@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from configs import base
-from experiments import build, dataset
+from experiments import dataset, parameters
 from experiments.comparison.tasks import Task
 from experiments.keys import Config
 from jaxtune import data, losses, tree
@@ -26,16 +26,17 @@ def language(config: Config) -> Task:
   recipe.data.path, recipe.data.text, recipe.data.max_length = c.path, c.text, c.length
   for name in recipe.decoder:
     recipe.decoder[name] = c[name]
-  rows, _ = data.deduplicate(dataset.read_rows(recipe, dataset.resolve(c.path)), c.text)
+  rows, _ = dataset.read_rows(recipe, dataset.resolve(c.path))
+  rows, _ = data.deduplicate(rows, 'text')
   splits = data.split(rows, {'held_out': max(1, min(c.rows, len(rows)) // 10)}, seed=0)
   learned = splits['train'][: c.rows]
   tokenizer = dataset.train_tokenizer(recipe, learned)
-  model = build.fresh_decoder(recipe, tokenizer)
+  model = parameters.fresh_decoder(recipe, tokenizer)
 
   def windows(rows: list[dict[str, Any]]) -> np.ndarray:
     """`[N, T]`: the texts one after another, each with its end, and what is left over dropped."""
     end = tokenizer.token_to_id(dataset.END_OF_TEXT)
-    texts = tokenizer.encode_batch_fast([str(row[c.text]) for row in rows])
+    texts = tokenizer.encode_batch_fast([row['text'] for row in rows])
     stream = [token for text in texts for token in (*text.ids, end)]
     return np.array(stream[: len(stream) // c.length * c.length], np.int32).reshape(-1, c.length)
 

@@ -21,7 +21,7 @@ def each(run: Tuned, examples: Sequence[Example], compute: Callable[[Batch], Any
   Raises:
     InputError: a token for which the model has no row.
   """
-  interop.check_ids([example['tokens'] for example in examples], run.tokenizer, run.model)
+  interop.check_ids([example['tokens'] for example in examples], run.tok.encoder, run.model)
   size, limit = run.config.eval.batch_size, run.model.config.positions
   parts, places, tokens, started = [], [], 0, time.monotonic()
   with report.Progress(math.ceil(len(examples) / size)) as progress:

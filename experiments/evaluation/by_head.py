@@ -18,10 +18,10 @@ from jaxtune.report import scores
 def measure(run: Tuned, rows: Sequence[dataset.Record]) -> Measured:
   """Cross-entropy, accuracy, F1 and Matthews' correlation; or errors and correlations."""
   config = run.config
-  part = dataset.encode_rows(config, run.tokenizer, run.special, rows, run.names)
+  part = dataset.encode_rows(config, run.tok, rows, run.names)
   apply = functools.partial(jax.jit(run.model.apply), run.params)
   outputs = each(run, part.examples, lambda batch: apply(batch['tokens'], batch['mask']))
-  texts = [run.tokenizer.decode(example['tokens'].tolist()) for example in part.examples]
+  texts = [run.tok.encoder.decode(example['tokens'].tolist()) for example in part.examples]
   labels = np.array([example['label'] for example in part.examples])
   remarks = notes(part, config.data.max_length)
   if config.task == 'regression':

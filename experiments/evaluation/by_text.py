@@ -23,7 +23,7 @@ CHUNK = 256  # predictions whose logits are held at a time
 def measure(run: Tuned, rows: Sequence[dataset.Record]) -> Measured:
   """Nats a supervised token, perplexity, and the share of tokens that are the likeliest."""
   config = run.config
-  part = dataset.encode_rows(config, run.tokenizer, run.special, rows, ())
+  part = dataset.encode_rows(config, run.tok, rows, ())
   chunk = config.train.chunk or CHUNK
   score = jax.jit(functools.partial(likelihood.log_likelihood, run.model, chunk=chunk))
 
@@ -40,7 +40,7 @@ def measure(run: Tuned, rows: Sequence[dataset.Record]) -> Measured:
   }
   lines = [
     {
-      'text': run.tokenizer.decode(example['tokens'].tolist()),
+      'text': run.tok.encoder.decode(example['tokens'].tolist()),
       'nats': -float(nats),
       'tokens': int(tokens),
     }

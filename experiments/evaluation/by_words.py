@@ -38,17 +38,17 @@ def measure(
     chosen = few_shot.draw_examples(candidates, names, c.shots, c.seed)
     shown = [(train[i], names[candidates[i]]) for i in chosen]
   empty = [{**rows[0], text: value} for value in WITHOUT_CONTENT if c.score == 'calibrated']
-  speaks = c.chat and run.special.chat_template
+  speaks = c.chat and run.tok.special.chat_template
   asked = few_shot.prompts(
     [*rows, *empty],
     shown,
-    run.tokenizer,
+    run.tok.encoder,
     words,
     template=c.prompt,
     instruction=c.instruction,
     text=text,
     max_length=config.data.max_length,
-    chat=functools.partial(data.render_chat, run.special) if speaks else None,
+    chat=functools.partial(data.render_chat, run.tok.special) if speaks else None,
     positions=run.model.config.positions,
   )
   nats = word_nats(run, asked)

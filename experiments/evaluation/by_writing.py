@@ -46,7 +46,7 @@ def write(run: Tuned, prompts: Sequence[str]) -> list[str]:
     InputError: a prompt that the model cannot read, or reads and cannot go on from.
   """
   c, positions = run.config, run.model.config.positions
-  ids = [run.tokenizer.encode(text, add_special_tokens=False).ids for text in prompts]
+  ids = [run.tok.encoder.encode(text, add_special_tokens=False).ids for text in prompts]
   for number, (text, tokens) in enumerate(zip(prompts, ids, strict=True), 1):
     if not 0 < len(tokens) < positions:
       raise InputError(
@@ -62,8 +62,8 @@ def write(run: Tuned, prompts: Sequence[str]) -> list[str]:
         run.params,
         [ids[i] for i in places],
         max_tokens=c.evaluate.new_tokens,
-        eos=run.special.ends,
-        tokenizer=run.tokenizer,
+        eos=run.tok.special.ends,
+        tokenizer=run.tok.encoder,
       )
       texts.update((i, one.text) for i, one in zip(places, out, strict=True))
       progress.step(step, {})

@@ -53,8 +53,7 @@ def pretrained(config: Config) -> Tuned:
     config=config,
     model=model,
     params=params,
-    tokenizer=interop.load_tokenizer(source),
-    special=interop.special_tokens(source),
+    tok=interop.tokenizer(source),
     names=interop.load_labels(source) or (),
     source=source,
   )
@@ -76,7 +75,7 @@ def measure(run: Tuned, folder: str | None, path: str) -> tuple[Measured, str]:
     splits, _ = dataset.read_records(config)  # a language model may be shown training rows
   rows, about = splits.get('test', []), 'the test rows of the run' if folder else 'the test rows'
   if path:
-    rows, about = dataset.read_rows(config, path), path
+    (rows, _), about = dataset.read_rows(config, path), path
   if not rows:
     raise InputError(
       f'{folder}: the run held out no test rows (data.test is 0); give a file with --data'

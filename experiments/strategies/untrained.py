@@ -21,9 +21,8 @@ def zero_shot(config: Config, run: Tuned, corpus: dataset.Corpus) -> np.ndarray:
   if run.model.family == 'decoder':
     return _asked(config, run, corpus, 0, 0)
   texts = settings.descriptions(config, corpus.names)
-  described = dataset.encode_rows(
-    run.config, run.tokenizer, run.special, [{config.data.text: text} for text in texts], (), False
-  )
+  rows = [{run.config.data.text: text} for text in texts]
+  described = dataset.encode_unlabelled(run.config, run.tok, rows)
   return _nearest(_embedded(run, corpus.test), _embedded(run, described))
 
 

@@ -9,6 +9,7 @@ import tokenizers
 
 from jaxtune.data.column import column, strings
 from jaxtune.data.encode import Encoded, special_count, tokenize
+from jaxtune.data.row import Row
 from jaxtune.typing import InputError
 
 Record = dict[str, Any]
@@ -193,8 +194,11 @@ def _ordered(names: set[str]) -> tuple[str, ...]:
 
 
 def _place(records: Sequence[Record], row: int, text: str) -> str:
-  # Rows are counted after a shuffle: the start of its text is what finds a row in its file.
-  return f'row {row + 1} ({str(records[row].get(text))[:40]!r})'
+  record = records[row]
+  # Else rows may be counted after a shuffle, and the start of its text finds a row in its file.
+  return (
+    record.place if isinstance(record, Row) else f'row {row + 1} ({str(record.get(text))[:40]!r})'
+  )
 
 
 def _name(value: Any, place: str, field: str) -> str:

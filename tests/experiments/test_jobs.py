@@ -35,7 +35,7 @@ JOBS = {
   'packed text lora': (
     'causal_lm',
     {
-      'data.pack': True,
+      'data.pack': 'first_fit',
       'data.max_length': 48,
       'optim.name': 'lora_rite',
       'method.quantize': 'int8',
@@ -43,7 +43,7 @@ JOBS = {
   ),
   'from scratch': (
     'causal_lm',
-    TINY | {'method.name': 'full', 'data.pack': True, 'optim.name': 'muonclip'},
+    TINY | {'method.name': 'full', 'data.pack': 'first_fit', 'optim.name': 'muonclip'},
   ),
 }
 
@@ -150,7 +150,7 @@ def test_merged_folder_gives_the_same_outputs(name, job, command, tmp_path, caps
     assert not np.allclose(outputs(run), outputs_of_base(run, tokens), atol=1e-5)
   text = 'film 3 was awful'
   own = jt.interop.load_tokenizer(tmp_path / 'merged')
-  assert own.encode(text).ids == run.tokenizer.encode(text).ids
+  assert own.encode(text).ids == run.tok.encoder.encode(text).ids
 
 
 def outputs_of_base(run, tokens):
@@ -192,7 +192,7 @@ def test_predict_agrees_with_the_model(finished, command, files, tmp_path):
   given = [json.loads(line) for line in (files / 'films.jsonl').read_text().splitlines()]
   assert [{name: row[name] for name in ('text', 'label', 'stars')} for row in rows] == given
   run = tuned.open_run(str(finished))
-  part = dataset.encode_rows(run.config, run.tokenizer, run.special, given, run.names)
+  part = dataset.encode_rows(run.config, run.tok, given, run.names)
   logits = finish.outputs(run.config, run.model, run.params, part)
   np.testing.assert_allclose(
     [row['probability good'] for row in rows], jax.nn.softmax(logits)[:, 1], atol=1e-6
