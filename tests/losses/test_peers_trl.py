@@ -27,9 +27,8 @@ def test_the_golden_file_is_theirs(peer):
     )
 
 
-@pytest.mark.parametrize('seed', [1, 2])
-def test_other_rows(peer, seed, monkeypatch):
-  found = peer.inputs(seed)
+def test_other_rows(peer, monkeypatch):
+  found = peer.inputs(seed=1)
   monkeypatch.setattr(ours, 'GOLDEN', found)
   params = {'table': found['policy'], 'start': found['reference']}
   for name in peer.CASES:
