@@ -101,22 +101,6 @@ def ranks(queries: np.ndarray, documents: np.ndarray, own: np.ndarray | None = N
   return found
 
 
-def recall_at(
-  queries: np.ndarray, documents: np.ndarray, ks: Sequence[int] = (1, 5, 10)
-) -> dict[str, float]:
-  """`recall_at_k`: the share of queries whose own document is among the first k, see `ranks`.
-
-  The document of query n is document n.
-
-  Args:
-    queries: embeddings `[N, D]`, normalized for the cosine.
-    documents: `[M, D]`, M at least N.
-    ks: how many documents are looked at.
-  """
-  rank = ranks(queries, documents)
-  return {f'recall_at_{k}': float(np.mean(rank <= k)) for k in ks}
-
-
 def is_bio(names: Sequence[str]) -> bool:
   """Whether tags are `O`, `B-...` and `I-...`, which mark entities."""
   return 'O' in names and all(name == 'O' or name[:2] in ('B-', 'I-') for name in names)

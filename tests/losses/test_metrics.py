@@ -58,14 +58,15 @@ def test_perplexity_of_sums():
   assert metrics.perplexity(np.array([2.0, 4.0]), np.array([1, 2])) == pytest.approx(np.exp(2))
 
 
-def test_recall_counts_what_stands_before_a_querys_own_document():
+def test_ranks_count_what_stands_before_a_querys_own_document():
   documents = np.eye(4)
   queries = np.array([[1, 0, 0, 0], [2, 1, 0, 0], [3, 2, 1, 0.0]])
-  want = {'recall_at_1': 1 / 3, 'recall_at_2': 2 / 3, 'recall_at_3': 1}
-  assert metrics.recall_at(queries, documents, (1, 2, 3)) == want
-  assert metrics.recall_at(queries, np.ones((4, 4)), (1, 3)) == {'recall_at_1': 0, 'recall_at_3': 0}
+  assert metrics.ranks(queries, documents).tolist() == [1, 2, 3]
+  assert metrics.ranks(queries, documents, np.array([0, 0, 3])).tolist() == [1, 1, 4]
+  assert metrics.ranks(queries, np.ones((4, 4))).tolist() == [4, 4, 4]  # ties stand before
   many = RNG.normal(size=(2100, 3))
-  assert metrics.recall_at(many, 2 * many, (2100,)) == {'recall_at_2100': 1}
+  unit = many / np.linalg.norm(many, axis=1, keepdims=True)
+  assert (metrics.ranks(unit, unit) == 1).all()
 
 
 TAGGED = [
