@@ -6,13 +6,14 @@ import re
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
+import numpy as np
 import tokenizers
 
 from jaxtune.data import fold
 from jaxtune.data.encode import slices
 
 Span = tuple[int, int]
-Marked = tuple[list[int], list[bool]]
+Marked = tuple[np.ndarray, np.ndarray]  # int32 and bool [T]
 
 
 class _Codec(NamedTuple):
@@ -68,14 +69,17 @@ def _encoded(codec: _Codec, texts: Sequence[tuple[str, Sequence[Span]]]) -> list
   found: list[Marked] = []
   for parts in cut:
     ids: list[int] = []
-    learned: list[bool] = []
+    spans = []
     for length, end, inside, _ in parts:
       partly = 0 < end < length
       encoding = next(encodings[inside, partly])
-      count = _before(encoding, end, length) if partly else len(encoding.ids) * (end > 0)
-      ids += encoding.ids
-      learned += [True] * count + [False] * (len(encoding.ids) - count)
-    found.append((ids, learned))
+      count = _before(encoding, end, length) if partly else len(encoding) * (end > 0)
+      spans.append((len(ids), len(ids) + count))
+      ids += encoding.ids  # a list of its own each time
+    learned = np.zeros(len(ids), np.bool_)
+    for start, stop in spans:
+      learned[start:stop] = True
+    found.append((np.array(ids, np.int32), learned))
   return found
 
 
@@ -123,7 +127,7 @@ def _before(encoding: tokenizers.Encoding, end: int, length: int) -> int:
     if token is not None:
       begin, _ = encoding.token_to_chars(token) or (end, end)
       return token + (begin < end)
-  return len(encoding.ids)
+  return len(encoding)
 
 
 @functools.lru_cache(maxsize=8)

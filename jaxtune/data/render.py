@@ -170,11 +170,15 @@ def tokenized(encoder: tokenizers.Tokenizer, written: Sequence[Written]) -> list
   found = []
   encoded = pieces.encode(encoder, [(w.text, w.spans) for w in written])
   for w, (ids, learned) in zip(written, encoded, strict=True):
-    first = [] if ids[:1] == [*w.first] else [*w.first]
-    last = [] if ids[-1:] == [*w.last] else [*w.last]
-    mask = np.array([False] * len(first) + learned + [True] * len(last), np.bool_)
-    mask[:1] = False
-    found.append((np.array(first + ids + last, np.int32), mask))
+    first = [] if [*ids[:1]] == [*w.first] else w.first
+    last = [] if [*ids[-1:]] == [*w.last] else w.last
+    start, stop = len(first), len(first) + len(ids)
+    tokens = np.empty(stop + len(last), np.int32)
+    tokens[:start], tokens[start:stop], tokens[stop:] = first, ids, last
+    mask = np.ones(len(tokens), np.bool_)
+    mask[start:stop] = learned
+    mask[: max(start, 1)] = False
+    found.append((tokens, mask))
   return found
 
 
