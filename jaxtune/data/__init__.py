@@ -19,9 +19,9 @@ from jaxtune.data.labels import encode_regression as encode_regression
 from jaxtune.data.labels import label_names as label_names
 from jaxtune.data.language import encode_completions as encode_completions
 from jaxtune.data.language import encode_text as encode_text
+from jaxtune.data.masked import encode_masked as encode_masked
 from jaxtune.data.mix import mix as mix
 from jaxtune.data.mix import shares as shares
-from jaxtune.data.masked import encode_masked as encode_masked
 from jaxtune.data.pack import fill as fill
 from jaxtune.data.pairs import encode_pairs as encode_pairs
 from jaxtune.data.pairs import halves as halves

@@ -35,12 +35,12 @@ def mask_tokens(
   BERT, Devlin et al. 2018, arXiv:1810.04805, section 3.1 and appendix A.1. Each token is drawn by
   itself with `probability`; with `whole_word` each word, whose tokens share the draw (and not what
   becomes of them, as in BERT's own code; transformers then masks all). Draws come from the key and
-  the text, so a text is masked alike in every batch, row, and process.
+  the row: a text is masked alike in every batch, place and process, but packed rows are others.
 
   Args:
     key: the same key hides the same tokens.
-    batch: `tokens` int32 `[B, T]`; if present `mask` bool `[B, T]`, and `words` int32 `[B, T]`, the
-      number of each token's word, under T, or -1 for a special token, which is never hidden.
+    batch: `tokens` int32 `[B, T]`; if present `mask` bool, `segments` int32, and `words` int32
+      `[B, T]`, the number of each token's word, or -1 for a special token, which is never hidden.
     mask_token: the id of `[MASK]`.
     vocabulary: a random token is below it.
     probability: with which a token or word is hidden.
@@ -66,7 +66,10 @@ def mask_tokens(
   shape = tokens.shape[1:]
   chance = draw(0, lambda key: jax.random.uniform(key, shape))
   if whole_word and words is not None:
-    chance = jnp.take_along_axis(chance, jnp.maximum(words, 0), axis=1)
+    begins = words[:, 1:] != words[:, :-1]
+    if 'segments' in batch:  # each document counts its own words
+      begins = begins | (batch['segments'][:, 1:] != batch['segments'][:, :-1])
+    chance = jnp.take_along_axis(chance, jnp.pad(jnp.cumsum(begins, axis=1), ((0, 0), (1, 0))), 1)
   hidden = real & (chance < probability)
   if words is not None:
     hidden = hidden & (words >= 0)
@@ -89,7 +92,7 @@ def masked_lm(
   A training step hides others each time. An evaluation, which has no key, hides the same in every
   text, so that its loss can be compared between steps and runs.
 
-  Batch: see `mask_tokens`; `weight` `[B]` if present.
+  Batch: see `mask_tokens`; `positions` int32 `[B, T]` and `weight` `[B]` if present.
   Metrics: `accuracy`, the count of hidden tokens that have the largest logit. Of a whole split
   `perplexity`, `exp` of the mean nats.
 
@@ -119,7 +122,14 @@ def masked_lm(
     tokens = batch['tokens']
     draw, key = (jax.random.key(0), None) if key is None else tuple(jax.random.split(key))
     seen, hidden = mask_tokens(draw, batch, mask_token, size, probability, whole_word)
-    features = model.features(params, seen, batch.get('mask'), key=key)
+    features = model.features(
+      params,
+      seen,
+      batch.get('mask'),
+      positions=batch.get('positions'),
+      segments=batch.get('segments'),
+      key=key,
+    )
     # Hidden tokens first, in each row by itself: rows stay on their devices.
     order = jnp.argsort(~hidden, axis=1, stable=True)
     features = jnp.take_along_axis(features, order[:, :, None], axis=1)

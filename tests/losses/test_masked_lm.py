@@ -66,6 +66,20 @@ def test_a_text_is_masked_alike_in_every_row_batch_and_padding():
   assert (other.hidden != whole.hidden).any()
 
 
+def test_documents_of_a_packed_row_have_words_of_their_own():
+  rng = np.random.default_rng(0)
+  batch = {
+    'tokens': rng.integers(10, V, (500, 8)).astype(np.int32),
+    'words': np.tile(np.int32([0, 0, 1, 1]), (500, 2)),
+    'segments': np.repeat(np.int32([[1, 2]]), 4, axis=1).repeat(500, 0),
+  }
+  hidden = losses.mask_tokens(jax.random.key(0), batch, MASK, V, 0.5, whole_word=True).hidden
+  words = np.asarray(hidden).reshape(500, 4, 2)
+  assert (words[..., 0] == words[..., 1]).all()
+  same = (words[:, 0, 0] == words[:, 2, 0]).mean()  # the first words of both documents
+  assert 0.4 < same < 0.6
+
+
 @functools.cache
 def built(**options):
   model = models.encoder(
@@ -79,12 +93,19 @@ def built(**options):
   return model, params, losses.masked_lm(model, MASK, **options)
 
 
-@pytest.mark.parametrize('chunk', [None, 5])
-def test_the_loss_is_that_of_the_hidden_tokens(chunk):
+PACKED = {
+  'segments': np.where(REAL, 1 + (np.arange(T)[None] >= 4), 0).astype(np.int32),
+  'positions': (np.arange(T, dtype=np.int32)[None] % 4).repeat(B, 0),
+}
+
+
+@pytest.mark.parametrize('chunk, packed', [(None, {}), (5, PACKED)])
+def test_the_loss_is_that_of_the_hidden_tokens(chunk, packed):
   model, params, objective = built(chunk=chunk)
-  loss = jax.jit(objective)(params, BATCH)
-  seen, hidden = losses.mask_tokens(jax.random.key(0), BATCH, MASK, V, 0.4)
-  logits = np.float64(jax.jit(model.apply)(params, seen, REAL))
+  batch = {**BATCH, **packed}
+  loss = jax.jit(objective)(params, batch)
+  seen, hidden = losses.mask_tokens(jax.random.key(0), batch, MASK, V, 0.4)
+  logits = np.float64(jax.jit(model.apply)(params, seen, REAL, **packed))
   log_p = logits - np.log(np.exp(logits).sum(-1, keepdims=True))
   nats = -np.take_along_axis(log_p, TOKENS[..., None], -1)[..., 0]
   weights = np.asarray(hidden) * BATCH['weight'][:, None]

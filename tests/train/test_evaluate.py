@@ -126,6 +126,20 @@ def test_batches_of_several_widths():
   assert got == pytest.approx(found('token_classification', ROWS), rel=1e-4)
 
 
+def test_packed_rows_are_the_padded_ones():
+  _, params, objective, examples, evaluation = built('token_classification')
+  nothing = jax.tree.map(lambda x: None, params)
+  padded, packed = (
+    data.eval_batches(examples, 4, max_length=T, pack=pack) for pack in (False, True)
+  )
+  assert len(packed) <= len(padded) and packed[0]['segments'].max() > 1
+  got, want = (
+    train.evaluate(evaluation, params, nothing, batches, measure=objective.measure)
+    for batches in (packed, padded)
+  )
+  assert got == pytest.approx(want, rel=1e-4)
+
+
 PROCESS = """
 import sys, jax
 jax.config.update('jax_num_cpu_devices', 1)
