@@ -203,7 +203,7 @@ stream = data.stream_batches(
 peak = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
 next(stream)
 before, tokens = peak(), 0
-while not stream.get_state()['cursor']['parent']['parent']['parent']['epoch']:
+while not stream.get_state()['cursor']['parent']['parent']['epoch']:
   tokens += int(next(stream)['mask'].sum())
 print(json.dumps([before, peak(), tokens]))
 """
