@@ -5,8 +5,8 @@ r"""How far a tuned language model moved the classifier's score of held-out cont
 
 Before and after continue the same openings with the same seeds. Printed are the mean scores
 (log-odds in nats), the share that the classifier calls positive, the difference with a 95% interval
-over openings, each the mean of its samples and of the runs, and the divergence from the base in
-nats a continuation, estimated on the continuations of the tuned model.
+over openings, each the mean of its samples and of the runs, the divergence from the base in nats a
+continuation, estimated on the continuations of the tuned model, and their length in tokens.
 """
 
 import math
@@ -42,15 +42,18 @@ def main() -> int:
     raise InputError('--workdir: the runs must be of one pretrained model, to compare with it')
   model, params = interop.load(source, dtype='float32')
   base = sampled.Policy(model, params, interop.tokenizer(source))
-  before, _ = scored(base, base, rows, reward)
+  before, _, length = scored(base, base, rows, reward)
+  print(
+    f'{source}: score {before.mean():+.2f} nats, {length:.1f} tokens a continuation', flush=True
+  )
   found = []
   for folder, run in zip(WORKDIR.value, runs, strict=True):
     policy = sampled.merged(model, run.params, base.tok)
     found.append(scored(policy, base, rows, reward))
-    after, kl = found[-1]
-    print(f'{folder}: {shown(before, after)}, KL {kl.mean():.2f} nats', flush=True)
-  after = np.mean([scores for scores, _ in found], axis=0)
-  kl = np.array([kl.mean() for _, kl in found])
+    after, kl, length = found[-1]
+    print(f'{folder}: {shown(before, after)}, KL {kl.mean():.2f}, {length:.1f} tokens', flush=True)
+  after = np.mean([scores for scores, _, _ in found], axis=0)
+  kl = np.array([kl.mean() for _, kl, _ in found])
   low, high = interval((after - before).mean(axis=1))
   print(
     f'{len(found)} runs, {len(rows)} openings x {SAMPLES.value}: {shown(before, after)}, '
@@ -64,8 +67,8 @@ def main() -> int:
 
 def scored(
   policy: sampled.Policy, base: sampled.Policy, rows: list[Any], reward: Any
-) -> tuple[np.ndarray, np.ndarray]:
-  """Scores and log-ratios of all continuations, both `[N, K]`."""
+) -> tuple[np.ndarray, np.ndarray, float]:
+  """Scores and log-ratios of all continuations, both `[N, K]`, and their mean length in tokens."""
   found = [
     one
     for part in sampled.continued(
@@ -80,10 +83,11 @@ def scored(
     for one in part
   ]
   scores = np.stack([one.scores for one in found])
+  length = float(np.mean([len(row) - one.length for one in found for row in one.tokens]))
   if policy is base:
-    return scores, np.zeros_like(scores)
+    return scores, np.zeros_like(scores), length
   width = max(one.length for one in found) + MAX_TOKENS.value
-  return scores, sampled.divergence(policy, base.params, found, width)
+  return scores, sampled.divergence(policy, base.params, found, width), length
 
 
 def shown(before: np.ndarray, after: np.ndarray) -> str:
@@ -115,8 +119,9 @@ def numbers(before: np.ndarray, found: list[Any], low: float, high: float) -> di
         'positive': float((after > 0).mean()),
         'difference': float((after - before).mean()),
         'kl': float(kl.mean()),
+        'tokens': length,
       }
-      for after, kl in found
+      for after, kl, length in found
     ],
     'difference': [float(low), float(high)],
   }
