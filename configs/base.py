@@ -13,6 +13,7 @@ def get_config() -> ml_collections.ConfigDict:
   # A folder, a .gguf file, a Hugging Face id, or package://NAME/PATH inside an installed package.
   # Empty in pretraining, which makes a model of the sizes under `decoder`.
   config.model = ''
+  config.layers = 0  # start from so many of its layers, evenly spaced; 0 for all of them
 
   config.data = ml_collections.ConfigDict()
   # .csv, .tsv, .jsonl, .json, .parquet, .arrow, .txt, a folder or a pattern of such files,
@@ -58,6 +59,21 @@ def get_config() -> ml_collections.ConfigDict:
   # is QLoRA.
   config.method.quantize = ''
   config.method.options = ml_collections.ConfigDict()  # others of the method, by its own names
+
+  # Of task reinforcement: the answers that are drawn in every step, and what they are worth.
+  config.rollout = ml_collections.ConfigDict()
+  # classifier (of a finished run), exact_match, matches, near_length, see experiments/rollouts.py;
+  # or FILE.py:FUNCTION, which is called with the options and returns a jaxtune.train.Reward.
+  config.rollout.reward = ''
+  config.rollout.options = ml_collections.ConfigDict()  # of the reward, by its own names
+  config.rollout.group = 8  # answers to each prompt; train.batch_size counts prompts
+  config.rollout.max_tokens = 64  # of an answer
+  config.rollout.temperature = 1.0
+  config.rollout.scale = 'group'  # of advantages: group, batch, or none (Dr. GRPO)
+  config.rollout.overlong = 0  # last tokens of max_tokens in which an answer loses reward (DAPO)
+  config.rollout.mask_truncated = False  # learn nothing of answers that max_tokens cut off
+  config.rollout.kl = 0.0  # of the divergence from the start that is subtracted from the reward
+  config.rollout.updates = 1  # steps on each batch of answers
 
   config.optim = ml_collections.ConfigDict()
   config.optim.name = 'adamw'  # any rule of optim.names()

@@ -8,7 +8,7 @@ from typing import Any
 
 import optax
 
-from experiments import dataset, objective, parameters, tasks
+from experiments import dataset, objective, parameters, tasks, teacher
 from experiments.keys import Config, check, count
 from jaxtune import adapt, data, interop, losses, models, optim, train
 from jaxtune.models import ModelSpec
@@ -42,8 +42,8 @@ def job(config: Config) -> Job:
   records, notes = dataset.read_records(config)
   if config.model:
     source = dataset.resolve(config.model)
-    model, params = interop.load(
-      source, remat=config.train.remat, shardings=parameters.placement(config)
+    model, params = parameters.pretrained(
+      config, source, remat=config.train.remat, shardings=parameters.placement(config)
     )
     tok = interop.tokenizer(source)
     interop.check_vocabulary(tok.encoder, model, source)
@@ -75,14 +75,20 @@ def job(config: Config) -> Job:
     kind = f'{interop.TRAINED}, which only jaxtune opens' if whole else 'the merged model'
     note = f'The export is {kind}: {whole or reason}.'
     corpus = dataclasses.replace(corpus, notes=(*corpus.notes, note))
+  rule = averaged(config, adapt.wrap_optimizer(params, optimizer(config, steps), steps))
+  taught = teacher.teacher(config, corpus.names)
+  if objective.compares(config):
+    params = adapt.with_start(params)
+  if taught is not None:
+    params = adapt.with_teacher(params, taught[1])
   return Job(
     config=config,
     model=model,
-    params=adapt.with_start(params) if objective.compares(config) else params,
+    params=params,
     tok=tok,
     corpus=corpus,
-    objective=objective.make(config, model, tok, corpus.names),
-    optimizer=averaged(config, adapt.wrap_optimizer(params, optimizer(config, steps), steps)),
+    objective=objective.make(config, model, tok, corpus.names, taught[0] if taught else None),
+    optimizer=rule,
     arguments=arguments(config, model),
     steps=steps,
     score=lambda metrics: metrics[task.score] if task.score else -metrics['loss'],
@@ -121,6 +127,11 @@ def optimizer(config: Config, steps: int) -> optax.GradientTransformationExtraAr
 def averaged(config: Config, rule: optax.GradientTransformation) -> optax.GradientTransformation:
   """The rule, with an average of the weights in its state if the configuration wants one."""
   return optim.average_weights(rule, config.optim.average) if config.optim.average else rule
+
+
+def without_company(params: Params) -> adapt.Adapted:
+  """The parameters alone, without the start and the teacher that an objective compares with."""
+  return adapt.without_start(adapt.without_teacher(params))
 
 
 def weights(config: Config, state: train.State) -> Params:

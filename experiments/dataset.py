@@ -75,6 +75,10 @@ def read_rows(config: Config, path: str) -> tuple[list[Record], str]:
   rows: list[Record] = [
     data.Row({**old, **new}, new.place) for old, new in zip(records, made, strict=True)
   ]
+  if config.task == 'embedding' and 'text' in found.records[0]:
+    pairs, left_out = data.halves(rows)
+    said += f', of which the halves are pairs; {left_out:,} of one sentence were left out'
+    return list(map(dict, pairs)), said
   return rows, said
 
 

@@ -18,7 +18,7 @@ MISTAKES = 12  # shown in the report
 def export(job: Job, params: Params, folder: pathlib.Path, card: str) -> None:
   """Writes what the method trained: a PEFT adapter, a whole Hugging Face folder, or our file."""
   config, labels = job.config, job.corpus.names or None
-  if config.model and not interop.adapter_obstacle(job.model, params):
+  if config.model and not (config.layers or interop.adapter_obstacle(job.model, params)):
     interop.save_peft(
       folder,
       job.model,

@@ -1,21 +1,28 @@
 """What a run learns from and is measured on: texts, or features of a frozen body computed once."""
 
+import dataclasses
 import functools
 import time
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
 
-from experiments import dataset
+from experiments import dataset, rollouts
 from experiments.build import Job
-from experiments.objective import compares, make
-from jaxtune import data, losses, shard, train
+from experiments.objective import compares, make, refers
+from jaxtune import data, losses, shard, train, tree
 from jaxtune.data.batch import Batch
 from jaxtune.data.encode import Example
 from jaxtune.models import ModelSpec
-from jaxtune.typing import InputError
+from jaxtune.typing import InputError, Params
 
 MOST_BYTES = 4 << 30  # of features held in memory; a body with more of them runs in every step
+
+
+def by_objective(program: train.Program, trained: Params, batches: list[Batch]) -> dict[str, float]:
+  """The objective and its metrics."""
+  return program.evaluate(trained, batches)
 
 
 class Inputs(NamedTuple):
@@ -26,6 +33,8 @@ class Inputs(NamedTuple):
     objective: of that model.
     batches: to train on, without end; their place can be saved.
     valid, test: every example once.
+    measure: `(program, trained, batches) -> metrics`.
+    roll, example: of prompts, see `train.fit` and `train.prepare`.
   """
 
   model: ModelSpec
@@ -33,6 +42,9 @@ class Inputs(NamedTuple):
   batches: Any
   valid: list[Batch]
   test: list[Batch]
+  measure: Callable[[train.Program, Params, list[Batch]], dict[str, float]] = by_objective
+  roll: train.Roll | None = None
+  example: Batch | None = None
 
 
 def texts(job: Job) -> Inputs:
@@ -43,16 +55,57 @@ def texts(job: Job) -> Inputs:
       f'eval.batch_size is {config.eval.batch_size}, which cannot be spread over '
       f'{jax.device_count()} devices; set it to a multiple of {jax.device_count()}'
     )
+  corpus = referred(job)
   batches = data.batches(
-    job.corpus.train.examples,
+    corpus.train.examples,
     config.train.batch_size,
     max_length=config.data.max_length,
     seed=config.seed,
     pack=config.data.pack,
   )
-  valid = dataset.eval_batches(config, job.corpus.valid)
-  test = dataset.eval_batches(config, job.corpus.test)
-  return Inputs(job.model, job.objective, batches, valid, test)
+  valid = dataset.eval_batches(config, corpus.valid)
+  test = dataset.eval_batches(config, corpus.test)
+  given = Inputs(job.model, job.objective, batches, valid, test)
+  return answered(job, given) if config.task == 'reinforcement' else given
+
+
+def answered(job: Job, given: Inputs) -> Inputs:
+  """Prompts whose answers are drawn and rewarded in every step, and in every evaluation."""
+  config, records = job.config, job.corpus.records
+  cursor = given.batches.get_state()
+  example = rollouts.example(config, next(given.batches))
+  given.batches.set_state(cursor)
+  rolls = rollouts.rolls(config, job.model, job.tok, records)
+  named = {id(part): name for name, part in (('valid', given.valid), ('test', given.test))}
+
+  def measure(program: train.Program, trained: Params, batches: list[Batch]) -> dict[str, float]:
+    params = tree.combine(trained, program.frozen)
+    return train.evaluate_rollouts(rolls[named[id(batches)]], params, batches)
+
+  return given._replace(measure=measure, roll=rolls['train'], example=example)
+
+
+def referred(job: Job) -> dataset.Corpus:
+  """The examples with what the model says of them before the first step, where that is cached."""
+  config, corpus = job.config, job.corpus
+  if config.objective.reference != 'cached' or not refers(config):
+    return corpus
+  print('the reference: computing its log-probabilities once', flush=True)
+
+  def cached(part: data.Encoded) -> data.Encoded:
+    found = train.reference_log_probs(
+      job.model,
+      job.params,
+      part.examples,
+      config.eval.batch_size,
+      max_length=config.data.max_length,
+      chunk=config.train.chunk or None,
+    )
+    return part._replace(examples=found)
+
+  return dataclasses.replace(
+    corpus, train=cached(corpus.train), valid=cached(corpus.valid), test=cached(corpus.test)
+  )
 
 
 def features(job: Job) -> Inputs | None:
@@ -69,6 +122,7 @@ def features(job: Job) -> Inputs | None:
     not train.trains_head_alone(job.model, job.params)
     or job.arguments is not None  # the rule looks into the body
     or compares(config)
+    or config.objective.teacher
     or job.steps * config.train.batch_size < len(corpus.train.examples)
     or rows * length * job.model.config.width * 4 > MOST_BYTES
   ):

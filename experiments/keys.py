@@ -14,10 +14,12 @@ from jaxtune import adapt
 from jaxtune.typing import InputError
 
 # Keys that a rule, a method, an objective or the data name.
-FREE = ('optim.hyperparameters.', 'method.options.', 'objective.options.', 'data.columns.')
+FREE: tuple[str, ...] = ('optim.hyperparameters.', 'method.options.', 'objective.options.')
+FREE += ('rollout.options.', 'data.columns.')
 SUPERVISE = ('assistant', 'last', 'completion', 'all')
 PACKS = ('', 'first_fit', 'best_fit', 'concat')
 REFERENCES = ('start', 'cached')
+SCALES = ('group', 'batch', 'none')
 SCORES = ('likelihood', 'per_token', 'calibrated', 'batch_calibrated')
 LEAST = {  # the smallest value of each that makes sense
   0: (
@@ -31,6 +33,9 @@ LEAST = {  # the smallest value of each that makes sense
     'objective.kl',
     'objective.l2_sp',
     'objective.neftune',
+    'layers',
+    'rollout.overlong',
+    'rollout.kl',
     'train.steps',
     'train.epochs',
     'train.eval_every',
@@ -42,6 +47,8 @@ LEAST = {  # the smallest value of each that makes sense
   ),
   1: (
     'method.rank',
+    'rollout.max_tokens',
+    'rollout.updates',
     'train.batch_size',
     'train.accumulate',
     'train.log_every',
@@ -53,7 +60,7 @@ LEAST = {  # the smallest value of each that makes sense
     'decoder.heads',
     'decoder.kv_heads',
   ),
-  2: ('data.max_length',),
+  2: ('data.max_length', 'rollout.group'),
   257: ('decoder.vocabulary',),  # the bytes, and the end of a text
 }
 
@@ -71,7 +78,7 @@ def check(config: Config) -> None:
     for name in names:
       if values[name] < least:
         raise InputError(f'{name} is {values[name]}; it must be at least {least}')
-  for name in ('optim.lr', 'method.alpha'):
+  for name in ('optim.lr', 'method.alpha', 'rollout.temperature'):
     if not values[name] > 0:
       raise InputError(f'{name} is {values[name]}; it must be above zero')
   for name, known in (
@@ -82,6 +89,7 @@ def check(config: Config) -> None:
     ('data.supervise', SUPERVISE),
     ('data.pack', PACKS),
     ('objective.reference', REFERENCES),
+    ('rollout.scale', SCALES),
   ):
     if values[name] not in known:
       choices = ', '.join(filter(None, known))

@@ -1,5 +1,6 @@
 """What a run minimizes: the objective that its configuration names, and what is added to it."""
 
+import dataclasses
 import importlib.util
 import inspect
 import pathlib
@@ -77,30 +78,57 @@ def options_of(config: Config) -> list[str]:
   return list(inspect.signature(factory(config)).parameters)[1:]
 
 
+def refers(config: Config) -> bool:
+  """Whether the objective compares with a reference model: one whose beta is 0 does not."""
+  parameters = inspect.signature(factory(config)).parameters
+  if 'reference' not in parameters:
+    return False
+  beta = parameters.get('beta')
+  return bool(config.objective.options.get('beta', 1.0 if beta is None else beta.default))
+
+
 def compares(config: Config) -> bool:
   """Whether the run holds its start, frozen, to compare with what trains."""
   c = config.objective
-  paired = 'reference' in options_of(config) and c.reference == 'start'
-  return bool(paired or c.kl or c.l2_sp)
+  held = refers(config) and c.reference == 'start'
+  drawn = config.task == 'reinforcement' and config.rollout.kl
+  return bool(held or drawn or c.kl or c.l2_sp)
 
 
 def make(
-  config: Config, model: ModelSpec, tok: data.Tokenizer, names: tuple[str, ...]
+  config: Config,
+  model: ModelSpec,
+  tok: data.Tokenizer,
+  names: tuple[str, ...],
+  teacher: ModelSpec | None = None,
 ) -> losses.Objective:
   """What the configuration minimizes; what the data or the tokenizer settle need not be given."""
   c = config.objective
   if c.neftune:
     model = models.neftune(model, c.neftune)
-  facts: dict[str, Any] = {'names': names or None, 'mask_token': tok.encoder.token_to_id('[MASK]')}
+  facts: dict[str, Any] = {'names': names or None, 'mask_token': mask_token(tok)}
+  if teacher is not None:
+    facts |= {'teacher': adapt.student_and_teacher, 'teacher_model': teacher}
+  if config.task == 'reinforcement':
+    facts |= {name: config.rollout[name] for name in ('temperature', 'max_tokens')}
   known = options_of(config)
   options = {name: value for name, value in facts.items() if name in known and value is not None}
   if 'chunk' in known and config.train.chunk:
     options['chunk'] = config.train.chunk
-  if 'reference' in known and c.reference == 'start':
+  if refers(config) and c.reference == 'start':
     options['reference'] = adapt.policy_and_reference
   made = factory(config)(model, **{**options, **dict(c.options)})
   if c.kl:
     made = losses.kl_to_reference(made, model, adapt.policy_and_reference, c.kl)
   if c.l2_sp:
-    made = losses.penalized(made, adapt.l2_sp(c.l2_sp))
+    penalty = adapt.l2_sp(c.l2_sp)
+    if c.kl or refers(config):  # which look at the start themselves: do not hide it from them
+      penalty = dataclasses.replace(penalty, own=())
+    made = losses.penalized(made, penalty)
   return made
+
+
+def mask_token(tok: data.Tokenizer) -> int | None:
+  """The id of the token that stands for a hidden one; None where there is none."""
+  names = (tok.special.texts.get('mask_token', '[MASK]'), '[MASK]', '<mask>')
+  return next((i for name in names if (i := tok.encoder.token_to_id(name)) is not None), None)

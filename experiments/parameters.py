@@ -18,6 +18,12 @@ def streams(config: Config) -> jax.Array:
   return jax.random.split(jax.random.key(config.seed), 3)
 
 
+def pretrained(config: Config, source: str, **options: Any) -> tuple[ModelSpec, Params]:
+  """The model of a folder or file, with as many of its layers as the configuration wants."""
+  model, params = interop.load(source, **options)
+  return models.student(model, params, config.layers) if config.layers else (model, params)
+
+
 def placement(config: Config) -> Callable[[ModelSpec, Params], Any] | None:
   """Where parameters go while they are read: onto the mesh if it cuts them, else one device."""
   mesh = shard.mesh(dict(config.mesh))
@@ -82,6 +88,8 @@ def quantized(config: Config, params: Params) -> Params:
 def obstacle(config: Config, model: ModelSpec, params: Params) -> str | None:
   """Why no adapter alone can hold what an adapter trains, so that the model is exported whole."""
   adapted = any(adapt.is_adapter(leaf) for _, leaf in tree.named_weights(params))
+  if config.layers and adapted:
+    return 'its base has fewer layers than the file that it comes from'
   return interop.adapter_obstacle(model, params) if adapted else None
 
 

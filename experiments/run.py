@@ -20,7 +20,7 @@ import jax
 from experiments import build, entry, finish, inputs, workdir
 from experiments.build import Job
 from experiments.inputs import Inputs
-from jaxtune import adapt, plan, report, train, tree
+from jaxtune import plan, report, train, tree
 from jaxtune.typing import InputError
 
 
@@ -37,6 +37,7 @@ def prepare(job: Job, given: Inputs) -> train.Program:
     mesh=dict(config.mesh),
     accumulate=config.train.accumulate,
     arguments=job.arguments,
+    example=given.example,
   )
 
 
@@ -84,7 +85,7 @@ def run(job: Job, folder: pathlib.Path) -> int:
     entry.interruptible() as stop,
   ):
     if test and not workdir.measured(folder, 'before'):
-      before = program.evaluate(program.state.trainable, test)
+      before = given.measure(program, program.state.trainable, test)
       metrics.write(0, {f'before/{name}': value for name, value in before.items()})
     with report.Progress(job.steps, start=resumed) as progress:
 
@@ -101,7 +102,7 @@ def run(job: Job, folder: pathlib.Path) -> int:
         batches,
         steps=job.steps,
         state=state,
-        evaluate=functools.partial(program.evaluate, batches=valid) if valid else None,
+        evaluate=(lambda trained: given.measure(program, trained, valid)) if valid else None,
         weights=functools.partial(build.weights, config),
         eval_every=config.train.eval_every,
         save_every=config.train.save_every,
@@ -109,6 +110,8 @@ def run(job: Job, folder: pathlib.Path) -> int:
         score=job.score,
         log=log,
         stop=stop,
+        roll=given.roll,
+        updates=config.rollout.updates if given.roll else 1,
       )
     if int(state.step) < job.steps:
       print(
@@ -118,9 +121,9 @@ def run(job: Job, folder: pathlib.Path) -> int:
     state = best_state(manager, program, state)
     trained = build.weights(config, state)
     if test and not workdir.measured(folder, 'test'):
-      after = program.evaluate(trained, test)
+      after = given.measure(program, trained, test)
       metrics.write(int(state.step), {f'test/{name}': value for name, value in after.items()})
-  params = adapt.without_start(tree.combine(trained, program.frozen))
+  params = build.without_company(tree.combine(trained, program.frozen))
   finish.finish(
     job,
     params,

@@ -53,6 +53,23 @@ def _numbers(config: Config, tok: data.Tokenizer, rows: Sequence[Record], names:
   return data.encode_regression(rows, tok.encoder, max_length=config.data.max_length)
 
 
+def _several(config: Config, tok: data.Tokenizer, rows: Sequence[Record], names: Names) -> Any:
+  length = config.data.max_length
+  return data.encode_multi_label(rows, tok.encoder, names=names, max_length=length)
+
+
+def _tags(config: Config, tok: data.Tokenizer, rows: Sequence[Record], names: Names) -> Any:
+  return data.encode_tags(rows, tok.encoder, names=names, max_length=config.data.max_length)
+
+
+def _masked(config: Config, tok: data.Tokenizer, rows: Sequence[Record], names: Names) -> Any:
+  return data.encode_masked(rows, tok.encoder, max_length=config.data.max_length)
+
+
+def _prompts(config: Config, tok: data.Tokenizer, rows: Sequence[Record], names: Names) -> Any:
+  return data.encode_prompts(tok, rows, config.data.max_length)
+
+
 def _language(config: Config, tok: data.Tokenizer, rows: Sequence[Record], names: Names) -> Any:
   return data.render_many(tok, rows, config.data.supervise, config.data.max_length)
 
@@ -66,7 +83,8 @@ def _preferences(config: Config, tok: data.Tokenizer, rows: Sequence[Record], na
 
 
 def _unpaired(config: Config, tok: data.Tokenizer, rows: Sequence[Record], names: Names) -> Any:
-  return data.encode_unpaired(tok, rows, config.data.max_length)
+  mismatched = config.objective.name != 'bco'
+  return data.encode_unpaired(tok, rows, config.data.max_length, mismatched)
 
 
 def _rewards(config: Config, tok: data.Tokenizer, rows: Sequence[Record], names: Names) -> Any:
@@ -77,6 +95,22 @@ def _label_names(rows: Sequence[Record]) -> Names:
   return data.label_names(rows, 'label')
 
 
+def _class_names(rows: Sequence[Record]) -> Names:
+  return data.class_names(rows, 'label')
+
+
+def _each_token(
+  key: jax.Array, model: ModelSpec, params: Params, outputs: int
+) -> tuple[ModelSpec, Params]:
+  return models.classifier(key, model, params, outputs, each_token=True)
+
+
+def _masked_head(
+  key: jax.Array, model: ModelSpec, params: Params, outputs: int
+) -> tuple[ModelSpec, Params]:
+  return models.masked_lm(key, model, params)
+
+
 TASKS = {
   'classification': Task(
     kinds=('labelled',),
@@ -85,6 +119,23 @@ TASKS = {
     names=_label_names,
     outputs=lambda classes: classes,
     score='accuracy',
+  ),
+  'multi_label': Task(
+    kinds=('labelled',),
+    objectives=('multi_label',),
+    encode=_several,
+    names=_class_names,
+    outputs=lambda classes: classes,
+  ),
+  'token_classification': Task(
+    kinds=('tags',),
+    objectives=('token_classification', 'distillation'),
+    encode=_tags,
+    names=data.tag_names,
+    outputs=lambda classes: classes,
+    head=_each_token,
+    score='accuracy',
+    counted='texts',
   ),
   'regression': Task(
     kinds=('labelled',),
@@ -99,8 +150,16 @@ TASKS = {
     base='causal_lm',
     counted='sequences',
   ),
+  'masked_lm': Task(
+    kinds=('text',),
+    objectives=('masked_lm', 'distillation'),
+    encode=_masked,
+    outputs=lambda classes: 0,
+    head=_masked_head,
+    counted='sequences',
+  ),
   'embedding': Task(
-    kinds=('pair', 'triplet', 'scored_pair'),
+    kinds=('pair', 'triplet', 'scored_pair', 'text'),  # of a text its halves
     objectives=('info_nce', 'triplet', 'cosine_similarity', 'cosent'),
     encode=_pairs,
     base='features',
@@ -122,5 +181,13 @@ TASKS = {
     outputs=lambda classes: 1,
     score='accuracy',
     counted='pairs',
+  ),
+  'reinforcement': Task(
+    kinds=('prompt',),
+    objectives=('grpo', 'rloo'),
+    encode=_prompts,
+    base='causal_lm',
+    score='reward',
+    counted='prompts',
   ),
 }

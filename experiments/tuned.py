@@ -3,9 +3,11 @@
 import pathlib
 from typing import NamedTuple
 
+import jax
+
 from experiments import dataset, parameters, tasks, workdir
 from experiments.keys import Config
-from jaxtune import data, interop
+from jaxtune import data, interop, models
 from jaxtune.models import ModelSpec
 from jaxtune.typing import InputError, Params
 
@@ -35,11 +37,13 @@ def open_run(folder: str) -> Tuned:
   base = dataset.resolve(config.model) if config.model else None
   if base and (export / 'adapter_config.json').exists():
     model, params = interop.load(base)
+    if config.task == 'masked_lm':  # any body can be one; what the adapter saved then replaces it
+      model, params = models.masked_lm(jax.random.key(0), model, params)
     model, params = interop.adapter_head(export, model, params)
     params = interop.load_peft(export, model, parameters.quantized(config, params))
   elif base and (export / interop.TRAINED).exists():
     names = interop.load_labels(export) or ()
-    model, params = interop.load(base)
+    model, params = parameters.pretrained(config, base)
     _, head_key, method_key = parameters.streams(config)
     if tasks.TASKS[config.task].outputs is not None:
       model, params = parameters.headed(config, head_key, model, params, len(names) or 1, names)

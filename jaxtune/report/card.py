@@ -2,17 +2,23 @@
 
 import json
 from collections.abc import Mapping, Sequence
-from typing import Any, Literal
+from typing import Any
 
 from jaxtune.report.interval import Interval
 
-Task = Literal['classification', 'regression', 'causal_lm']
-
-_TASKS: dict[Task, tuple[str, str]] = {
-  'classification': ('text-classification', 'AutoModelForSequenceClassification'),
-  'regression': ('text-classification', 'AutoModelForSequenceClassification'),
-  'causal_lm': ('text-generation', 'AutoModelForCausalLM'),
+# What the Hub and transformers call what a model does that learned a task of experiments/tasks.py.
+_SEQUENCES = ('text-classification', 'AutoModelForSequenceClassification')
+_TOKENS = ('token-classification', 'AutoModelForTokenClassification')
+_TASKS = {
+  'multi_label': _SEQUENCES,
+  'classification': _SEQUENCES,
+  'regression': _SEQUENCES,
+  'reward': _SEQUENCES,
+  'token_classification': _TOKENS,
+  'masked_lm': ('fill-mask', 'AutoModelForMaskedLM'),
+  'embedding': ('feature-extraction', 'AutoModel'),
 }
+_LANGUAGE = ('text-generation', 'AutoModelForCausalLM')
 
 
 def adapter_card(
@@ -20,7 +26,7 @@ def adapter_card(
   title: str,
   summary: str,
   base_model: str,
-  task: Task,
+  task: str,
   data: str,
   scores: Mapping[str, Mapping[str, float | Interval]],
   hyperparameters: Mapping[str, Any],
@@ -34,7 +40,7 @@ def adapter_card(
     title: the name of the adapter.
     summary: one sentence: what it does and what it reached.
     base_model: the Hugging Face id or the folder that the adapter was made for.
-    task: what the model with its adapter computes.
+    task: what was learned, as a run names it; a language model's by default.
     data: what it was trained on, in words.
     scores: stage ('before', 'after') -> metric -> value, as in `Report`.
     hyperparameters: name -> value.
@@ -42,8 +48,8 @@ def adapter_card(
     license: SPDX id of the adapter, where it is known.
     tags: what a search on the Hub may find it by.
   """
-  pipeline, auto_class = _TASKS[task]
-  outputs = {'classification': len(labels), 'regression': 1, 'causal_lm': 0}[task]
+  pipeline, auto_class = _TASKS.get(task, _LANGUAGE)
+  outputs = len(labels) or (1 if task in ('regression', 'reward') else 0)
   argument = f', num_labels={outputs}' if outputs else ''
   head: dict[str, Any] = {'library_name': 'peft', 'base_model': base_model}
   head |= {'license': license} if license else {}
