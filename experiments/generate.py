@@ -114,11 +114,12 @@ def load() -> Speaker:
       model, params, tokenizer, special, chats, lambda text: tokenizer.encode(text).ids
     )
   run = tuned.open_run(WORKDIR.value)
-  # As the run's texts began: prompts of pairs with nothing, other texts with the model's token.
-  begin = [] if run.config.data.prompt or run.tok.special.bos is None else [run.tok.special.bos]
 
-  def encode(text: str) -> list[int]:
-    return begin + run.tok.encoder.encode(text, add_special_tokens=False).ids
+  def encode(text: str) -> list[int]:  # as the run's prompts were
+    if not text:
+      return []
+    (example,) = data.encode_prompts(run.tok, [{'prompt': text}], sys.maxsize).examples
+    return example['tokens'].tolist()
 
   return Speaker(
     run.model, run.params, run.tok.encoder, run.tok.special, RAW.value is False, encode

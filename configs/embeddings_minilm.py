@@ -1,0 +1,23 @@
+r"""Tunes sentence embeddings: the halves of a review find each other among those of all others.
+
+In-batch contrastive learning (InfoNCE) over MiniLM, on pairs that any plain texts give.
+
+  python -m experiments.finetune --config=configs/embeddings_minilm.py --workdir=runs/embeddings
+"""
+
+from configs import quickstart
+
+
+def get_config():
+  config = quickstart.get_config()
+  config.task = 'embedding'
+  config.data.max_length = 48
+  config.data.valid = 0.0
+  config.data.test = 1000.0
+  config.method.name = 'full'
+  config.optim.lr = 5e-5
+  config.train.steps = 60
+  config.train.batch_size = 64
+  config.train.eval_every = 60
+  config.train.save_every = 30
+  return config
