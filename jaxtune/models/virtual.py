@@ -18,8 +18,8 @@ from jaxtune.models import stack
 from jaxtune.typing import InputError, Params
 
 AXES = (
-  (r'^prompt/tokens$', (None, 'embed')),
-  (r'^prefix/(keys|values)$', ('layers', None, 'kv_heads')),
+  (r'(^|/)prompt/tokens$', (None, 'embed')),
+  (r'(^|/)prefix/(keys|values)$', ('layers', None, 'kv_heads')),
 )
 
 
