@@ -63,6 +63,10 @@ PRIMITIVES = {
 }
 
 
+# What Optax alone answers for is asked of some of its own rules only.
+OURS = tuple(dict.fromkeys((*by_name.OWN, *PRIMITIVES, *CORE)))
+
+
 def each(*without, among=None):
   rules = (*optim.names(), *PRIMITIVES)
   names = [n for n in among or rules if n not in (*LEFT_OUT, *without)]
@@ -158,8 +162,9 @@ def test_jit_is_eager_and_bfloat16_parameters_keep_float32_state(name):
   params, gradient = numbers(0, jnp.bfloat16), numbers(1, jnp.bfloat16)
   state = tx.init(params)
   update = functools.partial(tx.update, **EXTRA.get(name, {}))
-  eager, jitted = update(gradient, state, params), jax.jit(update)(gradient, state, params)
-  assert_close(eager, jitted, **LOOSE.get(name, {}))
+  jitted = jax.jit(update)(gradient, state, params)
+  if name in OURS:
+    assert_close(update(gradient, state, params), jitted, **LOOSE.get(name, {}))
   updates, new = jitted
   assert jax.tree.structure(updates) == jax.tree.structure(params)  # the hole is still a hole
   assert {x.dtype for x in jax.tree.leaves(updates)} == {jnp.dtype(jnp.float32)}
@@ -191,9 +196,7 @@ def test_lanes_scanned_are_separate_runs_looped(name):
     assert_close(jax.tree.map(lambda x, i=i: x[i], lanes), run, rtol=1e-3, atol=1e-5)
 
 
-# The rate is only the first step size of rprop, none of cocob; madgrad adds its eps to the rate;
-# prodigy divides by it: 0 / 0.
-@each('rprop', 'cocob', 'madgrad', 'prodigy')
+@each(among=OURS)
 def test_a_rate_of_zero_changes_nothing(name):
   tx = make(name, learning_rate=0)
   params = numbers(0)
@@ -202,7 +205,7 @@ def test_a_rate_of_zero_changes_nothing(name):
   assert_close(new, params, rtol=0, atol=5e-7 if name.startswith('schedule_free') else 0)
 
 
-@each('prodigy', 'dadapt_adamw')  # which divide 0 by 0 until the first gradient
+@each(among=OURS)
 def test_zero_gradients_do_no_harm(name):
   """From the first step on: no division of nothing by nothing."""
   tx, params = make(name, clip_norm=1.0), numbers(0)
@@ -214,7 +217,7 @@ def test_zero_gradients_do_no_harm(name):
     assert x.dtype == jax.random.key(0).dtype or np.all(np.isfinite(x))
 
 
-@each()
+@each(among=OURS)
 def test_masked_leaves_are_left_alone(name):
   tx, params, gradient = make(name), numbers(0), numbers(1)
   masked = optax.masked(tx, {'decoder': True, 'embed': False, 'bias': False})
