@@ -62,6 +62,7 @@ def texts(job: Job) -> Inputs:
     max_length=config.data.max_length,
     seed=config.seed,
     pack=config.data.pack,
+    buckets=tuple(config.data.buckets),
   )
   valid = dataset.eval_batches(config, corpus.valid)
   test = dataset.eval_batches(config, corpus.test)
