@@ -34,8 +34,8 @@ def get_config() -> ml_collections.ConfigDict:
   config.data.test = 0.1  # held out for the final numbers, never used to choose anything
   # causal_lm: several texts in a row, by first_fit, best_fit, or concat; empty for one
   config.data.pack = ''
-  # Lengths of training batches, as (64, 128): rows of about one length together, and a step compiled
-  # for each; empty for max_length alone.
+  # Widths of training batches, as (64, 128): rows of about one length go together, and a step is
+  # compiled for each; empty for max_length alone.
   config.data.buckets = ()
 
   config.objective = ml_collections.ConfigDict()
