@@ -25,6 +25,7 @@ def test_the_export_is_the_average_of_the_steps(configure, launch, exported, tmp
   assert any(np.any(first[name] != second[name]) for name in first)
 
 
+@pytest.mark.slow
 def test_a_decay_of_one_is_no_average(configure):
   with pytest.raises(InputError, match='decay of average_weights is 1.0'):
     build.averaged(configure(values={'optim.average': 1.0}), None)

@@ -298,6 +298,7 @@ def test_bad_input(name, files, configure, launch, tmp_path):
   assert not (tmp_path / 'run').exists()
 
 
+@pytest.mark.slow
 def test_long_texts_are_cut_counted_and_reported(configure, launch, tmp_path, capsys):
   lines = ['text,label'] + [f'{"word " * (4 + 40 * (i < 5))}{i},{"ab"[i % 2]}' for i in range(64)]
   values = rows(tmp_path, lines) | {'data.test': 16.0, 'data.valid': 8.0}

@@ -154,6 +154,7 @@ def test_a_damaged_export(finished, command, files, tmp_path):
     command('predict', workdir=folder, input=files / 'films.csv')
 
 
+@pytest.mark.slow
 def test_a_loss_that_is_no_number_keeps_the_last_good_checkpoint(configure, launch, tmp_path):
   # A rate far too high: the loss grows until it overflows, some steps after the start.
   values = {

@@ -63,6 +63,7 @@ def job(configure, launch, tmp_path_factory):
   return make
 
 
+@pytest.mark.slow
 def test_an_adapter_that_no_file_can_hold_is_merged(configure, launch, files, tmp_path):
   """Experts have no module each in PEFT: the run says so, and its export is a whole model."""
   values = SHORT | PAIRS | {'model': str(files / 'mixtral')}
