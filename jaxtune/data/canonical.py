@@ -1,11 +1,13 @@
 """One record of each kind, from the values of its fields to its canonical form."""
 
+import json
 import math
 import os
 from collections.abc import Callable, Mapping
 from typing import Any
 
 from jaxtune.data import conversation
+from jaxtune.data.column import number
 from jaxtune.data.conversation import Message, short_of, text
 from jaxtune.typing import InputError
 
@@ -26,8 +28,8 @@ def plain(values: Values, where: str) -> dict[str, Any]:
 
 
 def labelled(values: Values, where: str) -> dict[str, Any]:
-  """A text with a class, a number, or the list of its classes."""
-  label = values['label']
+  """A text with a class, a number, or the list of its classes, which may be JSON text (tables)."""
+  label = _unpacked(values['label'], lambda entry: isinstance(entry, str | int | float))
   for one in label if isinstance(label, list | tuple) else [label]:
     if not isinstance(one, str | int | float):
       raise InputError(f'{where}: label is {short_of(one)}; write a class or a number')
@@ -43,7 +45,8 @@ def completion(values: Values, where: str) -> dict[str, Any]:
 def messages(values: Values, where: str) -> dict[str, Any]:
   """A conversation that ends with the assistant, and the tools it may call."""
   if 'messages' in values:
-    turns = _after_system(values, conversation.turns_of(values['messages'], f'{where}: messages'))
+    turns = conversation.turns_of(values['messages'], f'{where}: messages')
+    turns = _after_system(values, turns, where)
     conversation.check_order(turns, f'{where}: messages')
   else:
     asked = _as_turns('user', _prompt(values, where, template=False), f'{where}: prompt')
@@ -107,10 +110,7 @@ def pair(values: Values, where: str) -> dict[str, Any]:
 
 def scored_pair(values: Values, where: str) -> dict[str, Any]:
   """Two texts and how alike they are."""
-  try:
-    label = float(values['label'])
-  except (TypeError, ValueError):
-    label = math.nan
+  label = number(values['label'])
   if not math.isfinite(label):
     raise InputError(
       f'{where}: label is {short_of(values["label"])}, which is not a finite number; write how '
@@ -127,12 +127,12 @@ def tags(values: Values, where: str) -> dict[str, Any]:
     raise InputError(f'{where}: {len(words)} tokens, but {len(marks)} tags; give each token one')
   if not words:
     raise InputError(f'{where}: no tokens; remove the row')
-  for number, mark in enumerate(marks):
+  for n, mark in enumerate(marks):
     if not isinstance(mark, str | int) or isinstance(mark, bool):
-      raise InputError(f'{where}: tags[{number}] is {short_of(mark)}; write a name or a number')
+      raise InputError(f'{where}: tags[{n}] is {short_of(mark)}; write a name or a number')
   words = [text(word, f'{where}: tokens[{n}]') for n, word in enumerate(words)]
-  for number, word in enumerate(words):
-    _not_empty(word, f'{where}: tokens[{number}]')
+  for n, word in enumerate(words):
+    _not_empty(word, f'{where}: tokens[{n}]')
   return {'tokens': words, 'tags': list(marks)}
 
 
@@ -200,12 +200,34 @@ def _prompt(values: Values, where: str, template: bool = True) -> Said:
     given = text(values['context'], f'{where}: context')
     asked = f'{asked}\n\n{given}' if given else asked
   if values.get('system'):
-    asked = _after_system(values, _as_turns('user', asked, f'{where}: prompt'))
+    asked = _after_system(values, _as_turns('user', asked, f'{where}: prompt'), where)
   return asked
 
 
 def _said(value: Any, where: str) -> Said:
+  """A text, or turns; a text that is nothing but the JSON of turns, as in tables, is these."""
+  value = _unpacked(value, _is_turn) or value  # '[]' is a text
+  if not isinstance(value, str | list | tuple):
+    raise InputError(
+      f'{where} is {short_of(value)}, which is neither a text nor a list of turns; write one'
+    )
   return text(value, where) if isinstance(value, str) else conversation.turns_of(value, where)
+
+
+def _unpacked(value: Any, is_entry: Callable[[Any], bool]) -> Any:
+  """The list whose JSON the value is, if its entries are such; else the value as it is."""
+  if not isinstance(value, str) or value.lstrip()[:1] != '[':
+    return value
+  try:
+    found = json.loads(value)
+  except (ValueError, RecursionError):
+    return value
+  return found if isinstance(found, list) and all(map(is_entry, found)) else value
+
+
+def _is_turn(entry: Any) -> bool:
+  names = {*entry} if isinstance(entry, Mapping) else set()
+  return {'role', 'content'} <= names or {'from', 'value'} <= names
 
 
 def _as_turns(role: str, said: Said, where: str) -> list[Message]:
@@ -215,9 +237,9 @@ def _as_turns(role: str, said: Said, where: str) -> list[Message]:
   return [{'role': role, 'content': said}]
 
 
-def _after_system(values: Values, turns: list[Message]) -> list[Message]:
-  system = values.get('system')
-  if not isinstance(system, str) or not system.strip() or turns[0]['role'] == 'system':
+def _after_system(values: Values, turns: list[Message], where: str) -> list[Message]:
+  system = text(values.get('system', ''), f'{where}: system')
+  if not system.strip() or turns[0]['role'] == 'system':
     return turns
   return [{'role': 'system', 'content': system}, *turns]
 

@@ -1,8 +1,11 @@
 """One named field of all records."""
 
 import difflib
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
+
+import numpy as np
 
 from jaxtune.data.row import place
 from jaxtune.typing import InputError
@@ -26,6 +29,34 @@ def column(records: Sequence[Mapping[str, Any]], name: str, source: str = 'the d
         f'{", ".join(known) or "none"}{hint}'
       )
   return [record[name] for record in records]
+
+
+def number(value: Any) -> float:
+  """The value as a number; NaN where it is none, or none that float32 holds."""
+  try:
+    found = float(value)
+  except (TypeError, ValueError, OverflowError):
+    return math.nan
+  return found if abs(found) <= float(np.finfo(np.float32).max) else math.nan
+
+
+def numbers(
+  records: Sequence[Mapping[str, Any]], name: str, source: str = 'the data'
+) -> list[np.ndarray]:
+  """The values of field `name`, all of them finite numbers, as float32.
+
+  Raises:
+    InputError: as `column` does, or a value is no finite number.
+  """
+  found = []
+  for row, (record, value) in enumerate(zip(records, column(records, name, source), strict=True)):
+    if math.isnan(number(value)):
+      raise InputError(
+        f'{place(record, row + 1, source)}: {name!r} is {value!r:.40}, which is not a finite '
+        'number; correct or remove the row'
+      )
+    found.append(np.asarray(number(value), np.float32))
+  return found
 
 
 def strings(records: Sequence[Mapping[str, Any]], name: str, source: str = 'the data') -> list[str]:

@@ -64,7 +64,7 @@ _SHAPES: dict[str, tuple[str, ...]] = {
   'completion': (
     'prompt completion system?',
     'instruction input? output',
-    'prompt response',
+    'prompt completion=response',
     'prompt=question completion=response system=system_prompt?',
     'prompt=instruction context? completion=response',
     'prompt=query completion=response',
@@ -224,8 +224,7 @@ def convert(form: Format, record: Record, where: str) -> Row:
     if value is not None:
       values[field] = value
     elif field not in _OPTIONAL[form.kind]:
-      state = 'is null' if column in record else f'is missing; the row has {", ".join(record)}'
-      raise InputError(f'{where}: {column} {state}; give it a value or remove the row')
+      _given(column, record, where)
   made = canonical.CANONICAL[form.kind](values, where)
   if form.kind == 'prompt':
     made = {**{k: v for k, v in record.items() if k not in form.fields.values()}, **made}
@@ -285,8 +284,8 @@ def _recognized(there: Sequence[str], source: str) -> tuple[str, dict[str, str]]
       found.pop('text', None)
   if not found:
     raise InputError(
-      f'{source}: no known kind of data has the columns {", ".join(there)}; say which of them are '
-      "meant, as columns={'text': ...} or columns={'prompt': ..., 'completion': ...}"
+      f'{source}: no known kind of data has the columns {", ".join(there) or "none"}; say which of '
+      "them are meant, as columns={'text': ...} or columns={'prompt': ..., 'completion': ...}"
     )
   if len(found) > 1:
     raise InputError(
@@ -336,13 +335,22 @@ def _columns_of(column: str, names: Sequence[str], source: str) -> list[str]:
 
 
 def _filled(template: str, record: Record, where: str) -> str:
+  for name in _named(template):
+    _given(name, record, where)
   try:
     return template.format_map(record)
-  except KeyError as error:
+  except (ValueError, TypeError, LookupError, AttributeError) as error:
     raise InputError(
-      f'{where}: {error.args[0]} is missing; the row has {", ".join(record)}; give it a value or '
-      'remove the row'
+      f'{where}: {template!r} cannot be filled ({error}); write columns as "{{column}}"'
     ) from None
+
+
+def _given(column: str, record: Record, where: str) -> Any:
+  value = record.get(column)
+  if value is None:
+    state = 'is null' if column in record else f'is missing; the row has {", ".join(record)}'
+    raise InputError(f'{where}: {column} {state}; give it a value or remove the row')
+  return value
 
 
 def _check_ids(records: Sequence[Record], source: str) -> None:

@@ -7,9 +7,9 @@ from typing import Any
 import numpy as np
 import tokenizers
 
-from jaxtune.data.column import column, strings
+from jaxtune.data.column import column, number, strings
 from jaxtune.data.encode import Encoded, special_count, tokenize
-from jaxtune.data.row import Row
+from jaxtune.data.row import Row, place
 from jaxtune.typing import InputError
 
 Record = dict[str, Any]
@@ -21,8 +21,8 @@ def label_names(records: Sequence[Record], field: str) -> tuple[str, ...]:
   Raises:
     InputError: the field is missing or a label is empty, or there is one class only.
   """
-  values = column(records, field)
-  labels = [_name(value, f'row {row}', field) for row, value in enumerate(values, 1)]
+  values = enumerate(column(records, field))
+  labels = [_name(value, place(records[row], row + 1), field) for row, value in values]
   names = _ordered(set(labels))
   if len(names) == 1:
     raise InputError(
@@ -57,10 +57,10 @@ def encode_classification(
   names = tuple(names)
   targets = None
   if label is not None:
-    number = {name: i for i, name in enumerate(names)}
+    places = {name: i for i, name in enumerate(names)}
     targets = []
     for row, value in enumerate(column(records, label)):
-      targets.append(np.int32(number[_known(records, row, text, label, value, names)]))
+      targets.append(np.int32(places[_known(records, row, text, label, value, names)]))
   return _encode(records, tokenizer, text, targets, max_length)._replace(names=names)
 
 
@@ -71,10 +71,15 @@ def class_names(records: Sequence[Record], field: str) -> tuple[str, ...]:
     InputError: the field is missing or holds no lists, a class is empty, or there is none.
   """
   lists = _lists(records, field)
-  rows = [{field: label} for row in lists for label in row]
-  if not rows:
+  if not any(lists):
     raise InputError(f'column {field!r} names no class in any of {len(lists)} rows')
-  return _ordered({_name(row[field], 'a row', field) for row in rows})
+  return _ordered(
+    {
+      _name(label, place(records[row], row + 1), field)
+      for row, labels in enumerate(lists)
+      for label in labels
+    }
+  )
 
 
 def encode_multi_label(
@@ -125,12 +130,13 @@ def encode_regression(
   if label is not None:
     targets = []
     for row, value in enumerate(column(records, label)):
-      if not abs(_number(value)) <= float(np.finfo(np.float32).max):  # NaN is not
+      target = number(value)
+      if math.isnan(target):
         raise InputError(
-          f'{_place(records, row, text)}: column {label!r} is {value!r}, which is not a finite '
+          f'{_place(records, row, text)}: column {label!r} is {value!r:.40}, which is not a finite '
           'number; correct or remove the row'
         )
-      targets.append(np.float32(value))
+      targets.append(np.float32(target))
   return _encode(records, tokenizer, text, targets, max_length)
 
 
@@ -150,7 +156,8 @@ def _encode(
   examples = []
   for row, ids in enumerate(tokens):
     if targets is None and not ids:
-      raise InputError(f'row {row + 1}: column {text!r} is empty; give it a text or remove the row')
+      where = place(records[row], row + 1)
+      raise InputError(f'{where}: column {text!r} is empty; give it a text or remove the row')
     if targets is None:
       examples.append({'tokens': np.array(ids, np.int32)})
     elif full[row]:
@@ -177,17 +184,17 @@ def _known(
 
 def _lists(records: Sequence[Record], field: str) -> list[list[Any]]:
   values = column(records, field)
-  for row, value in enumerate(values, 1):
+  for row, value in enumerate(values):
     if not isinstance(value, list | tuple):
       raise InputError(
-        f'row {row}: column {field!r} is {str(value)[:40]!r}, which is no list of classes; write '
-        '["one", "two"], or choose the task classification'
+        f'{place(records[row], row + 1)}: column {field!r} is {str(value)[:40]!r}, which is no '
+        'list of classes; write ["one", "two"], or choose the task classification'
       )
   return [list(value) for value in values]
 
 
 def _ordered(names: set[str]) -> tuple[str, ...]:
-  numbers = {name: _number(name) for name in names}
+  numbers = {name: number(name) for name in names}
   if any(map(math.isnan, numbers.values())):
     return tuple(sorted(names))
   return tuple(sorted(names, key=lambda name: (numbers[name], name)))
@@ -206,13 +213,6 @@ def _name(value: Any, place: str, field: str) -> str:
   if not name:
     raise InputError(f'{place}: column {field!r} is empty; give the row a label or remove it')
   return name
-
-
-def _number(value: Any) -> float:
-  try:
-    return float(value)
-  except (TypeError, ValueError):
-    return math.nan
 
 
 def _listed(names: Sequence[str]) -> str:

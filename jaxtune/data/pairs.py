@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import tokenizers
 
-from jaxtune.data.column import column, strings
+from jaxtune.data.column import numbers, strings
 from jaxtune.data.encode import Encoded, special_count, tokenize
 from jaxtune.data.row import Row, place
 from jaxtune.typing import InputError
@@ -38,7 +38,7 @@ def encode_pairs(
   first = records[0] if records else {}
   names = ['anchor', 'positive', *(['negative'] if 'negative' in first else [])]
   texts = {name: strings(records, name) for name in names}
-  labels = _numbers(records, 'label') if 'label' in first else None
+  labels = numbers(records, 'label') if 'label' in first else None
   special = special_count(tokenizer)
   tokens, truncated = {}, 0
   for name in names:
@@ -89,19 +89,3 @@ def halves(records: Sequence[Record], text: str = 'text') -> tuple[list[Record],
   if not pairs:
     raise InputError(f'column {text!r}: none of the {len(records)} texts has two sentences to part')
   return pairs, len(records) - len(pairs)
-
-
-def _numbers(records: Sequence[Record], name: str) -> list[np.ndarray]:
-  found = []
-  for row, value in enumerate(column(records, name), 1):
-    try:
-      number = float(value)
-    except (TypeError, ValueError):
-      number = float('nan')
-    if not abs(number) <= float(np.finfo(np.float32).max):  # NaN is not
-      raise InputError(
-        f'{place(records[row - 1], row)}: {name!r} is {value!r}, which is not a finite number; '
-        'correct or remove the row'
-      )
-    found.append(np.asarray(number, np.float32))
-  return found

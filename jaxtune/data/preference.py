@@ -1,11 +1,11 @@
 """Records that say which completion is better: pairs, or single ones that are good or bad."""
 
-import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
+from jaxtune.data.column import numbers
 from jaxtune.data.encode import Encoded, Example, tokenize
 from jaxtune.data.render import Rendered, render_many
 from jaxtune.data.row import Row, place
@@ -99,7 +99,7 @@ def _pairs(
 ) -> Encoded:
   margins = None
   if 'supervised' not in fields and records and 'margin' in records[0]:
-    margins = [_number(record, 'margin', row) for row, record in enumerate(records, 1)]
+    margins = numbers(records, 'margin')
   encoder = 'supervised' not in fields and _is_encoder(tok, records)
   written = _texts if encoder else _rendered
   both = [written(tok, records, name) for name in ('chosen', 'rejected')]
@@ -191,19 +191,6 @@ def _label(record: Record, row: int) -> bool:
       f"{place(record, row)}: 'label' is {label!r}; it must be true for a good completion or false"
     )
   return bool(label)
-
-
-def _number(record: Record, name: str, row: int) -> np.ndarray:
-  try:
-    value = float(record.get(name))  # type: ignore[arg-type]
-  except (TypeError, ValueError):
-    value = math.nan
-  if not abs(value) <= float(np.finfo(np.float32).max):  # NaN is not
-    raise InputError(
-      f'{place(record, row)}: {name!r} is {record.get(name)!r}, which is not a finite number; '
-      'correct or remove the row'
-    )
-  return np.asarray(value, np.float32)
 
 
 def _nothing_left(rows: int, empty: int, unlearned: int, max_length: int) -> str:

@@ -9,6 +9,7 @@ import tokenizers
 from jaxtune.data.column import column
 from jaxtune.data.encode import Encoded, Example
 from jaxtune.data.encodings import encodings, spaced
+from jaxtune.data.row import place
 from jaxtune.typing import InputError
 
 Record = dict[str, Any]
@@ -83,11 +84,11 @@ def encode_tags(
     truncated += bool(encoding.overflowing)
     aligned = np.full(len(encoding.ids), IGNORED, np.int32)
     before = None
-    for place, word in enumerate(encoding.word_ids):
+    for n, word in enumerate(encoding.word_ids):
       if word is not None and word != before:
-        aligned[place] = own[word]
+        aligned[n] = own[word]
       elif word is not None and all_subwords:
-        aligned[place] = inside.get(own[word], own[word])
+        aligned[n] = inside.get(own[word], own[word])
       before = word
     if tags is not None and not own:
       empty += 1
@@ -111,45 +112,47 @@ def _numbers(
   if field is None:
     return [[0] * len(row) for row in rows], tuple(names or ())
   given = _lists(records, field)
-  place = {name: number for number, name in enumerate(names or tag_names(records, field))}
+  places = {name: number for number, name in enumerate(names or tag_names(records, field))}
   numbers = []
-  for row, (words, tags) in enumerate(zip(rows, given, strict=True), 1):
+  for row, (words, tags) in enumerate(zip(rows, given, strict=True)):
+    where = place(records[row], row + 1)
     if len(words) != len(tags):
       raise InputError(
-        f'row {row}: {len(words)} {tokens} but {len(tags)} {field}; every word needs one tag'
+        f'{where}: {len(words)} {tokens} but {len(tags)} {field}; every word needs one tag'
       )
     own = []
     for tag in tags:
-      is_place = names is not None and isinstance(tag, int) and 0 <= tag < len(place)
-      number = tag if is_place else place.get(str(tag))
+      is_place = names is not None and isinstance(tag, int) and 0 <= tag < len(places)
+      number = tag if is_place else places.get(str(tag))
       if number is None:
         raise InputError(
-          f'row {row}: the tag {tag!r} is none of {", ".join(list(place)[:20])}; correct the row '
+          f'{where}: the tag {tag!r} is none of {", ".join(list(places)[:20])}; correct the row '
           'or name all tags'
         )
       own.append(number)
     numbers.append(own)
-  return numbers, tuple(place)
+  return numbers, tuple(places)
 
 
 def _lists(records: Sequence[Record], field: str, strings: bool = False) -> list[list[Any]]:
   """The values of a field, all of them lists of strings, or of strings and numbers."""
   values = column(records, field)
   kinds, wanted = (str, 'words') if strings else ((str, int), 'tags')
-  for row, value in enumerate(values, 1):
+  for row, value in enumerate(values):
+    where = place(records[row], row + 1)
     if not isinstance(value, list | tuple):
       raise InputError(
-        f'row {row}: {field!r} is {str(value)[:40]!r}, which is no list; give one of {wanted}'
+        f'{where}: {field!r} is {str(value)[:40]!r}, which is no list; give one of {wanted}'
       )
     for entry in value:
       if not isinstance(entry, kinds) or isinstance(entry, bool):  # type: ignore[arg-type]
         raise InputError(
-          f'row {row}: {field!r} holds {str(entry)[:40]!r} ({type(entry).__name__}); give a list '
+          f'{where}: {field!r} holds {str(entry)[:40]!r} ({type(entry).__name__}); give a list '
           f'of {wanted}'
         )
       if isinstance(entry, str) and (not entry or any('\ud800' <= c <= '\udfff' for c in entry)):
         raise InputError(
-          f'row {row}: {field!r} holds {entry!a}, which is empty or half a character; correct or '
+          f'{where}: {field!r} holds {entry!a}, which is empty or half a character; correct or '
           'remove the row'
         )
   return [list(value) for value in values]

@@ -66,6 +66,43 @@ GOOD = {
       'completion': 'O',
     },
   ),
+  'prompt and response': (
+    {'prompt': 'q', 'response': 'a'},
+    'completion',
+    {'prompt': 'q', 'completion': 'a'},
+  ),
+  'labels as text': (
+    {'text': 'a', 'label': '["b", "c"]'},
+    'labelled',
+    {'text': 'a', 'label': ['b', 'c']},
+  ),
+  'preferences of turns as text': (
+    {
+      'prompt': json.dumps(turns('q')),
+      'chosen': json.dumps(turns('a', first='assistant')),
+      'rejected': json.dumps(turns('b', first='assistant')),
+    },
+    'preference',
+    {
+      'prompt': turns('q'),
+      'chosen': turns('a', first='assistant'),
+      'rejected': turns('b', first='assistant'),
+    },
+  ),
+  'implicit prompts of turns as text': (
+    {'chosen': json.dumps(turns('q', 'a')), 'rejected': json.dumps(turns('q', 'b'))},
+    'preference',
+    {
+      'prompt': turns('q'),
+      'chosen': turns('a', first='assistant'),
+      'rejected': turns('b', first='assistant'),
+    },
+  ),
+  'lists that are no turns': (
+    {'prompt': '[1, 2]', 'completion': '[]'},
+    'completion',
+    {'prompt': '[1, 2]', 'completion': '[]'},
+  ),
   'messages': ({'messages': turns('q', 'a')}, 'messages', {'messages': turns('q', 'a')}),
   'messages as text': (
     {'messages': json.dumps(turns('q', 'a'))},
@@ -468,6 +505,31 @@ BAD = {
     [{'a': 'b'}, {'c': 'd'}],
     {'columns': {'text': '{a}!'}, 'kind': 'text'},
     ['row 2: a is missing'],
+  ),
+  'template over a null': (
+    [{'a': 'b', 'c': None}],
+    {'columns': {'text': '{a} {c}'}},
+    ['row 1: c is null'],
+  ),
+  'template of another form': (
+    [{'a': 'b'}],
+    {'columns': {'text': '{a:d}'}},
+    ["row 1: '{a:d}' cannot be filled"],
+  ),
+  'prompt no text': (
+    [{'prompt': 3, 'completion': 'a'}],
+    {},
+    ['row 1: prompt is 3, which is neither a text nor a list of turns'],
+  ),
+  'system no text': (
+    [{'messages': turns('q', 'a'), 'system': 3}],
+    {},
+    ['row 1: system is 3, which is not a text'],
+  ),
+  'score without end': (
+    [{'anchor': 'a', 'positive': 'b', 'label': 10**400}],
+    {},
+    ['row 1: label is 1000', 'not a finite number'],
   ),
   'nothing': ([], {}, ['no records']),
 }

@@ -49,7 +49,7 @@ def test_prediction_keeps_every_row(wordpiece, bytewise):
   result = classify(rows, wordpiece, label=None)
   assert len(result.examples) == 4 and result.empty == 1
   assert all(set(example) == {'tokens'} for example in result.examples)
-  with pytest.raises(InputError, match=r"^row 2: column 'text' is empty"):
+  with pytest.raises(InputError, match=r"^the data: row 2: column 'text' is empty"):
     classify([{'text': 'a'}, {'text': ''}], bytewise, label=None)
 
 
