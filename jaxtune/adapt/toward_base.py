@@ -246,8 +246,8 @@ def fisher(objective: Any, params: Params, batches: Iterable[Batch], rows: int =
 
   sums, count = None, 0.0
   for batch in batches:
-    batch = {name: jnp.asarray(value) for name, value in batch.items()}
-    size = len(next(iter(batch.values())))
+    batch = jax.tree.map(jnp.asarray, dict(batch))
+    size = len(jax.tree.leaves(batch)[0])
     if rows < 1 or size % rows:
       raise InputError(f'fisher: rows is {rows}, which does not divide a batch of {size}')
     part, real = squares(trained, frozen, batch)

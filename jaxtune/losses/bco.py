@@ -7,7 +7,8 @@ import jax.numpy as jnp
 from jax import lax
 
 from jaxtune.losses.loss import Loss, Objective, row_weights
-from jaxtune.losses.preference import Reference, check_positive, ratios, unpaired
+from jaxtune.losses.options import check_positive
+from jaxtune.losses.preference import Reference, ratios, unpaired
 from jaxtune.typing import Batch, Key, Params
 
 

@@ -12,7 +12,7 @@ from jaxtune.losses import metrics
 from jaxtune.losses.log_probs import learned_tokens
 from jaxtune.losses.loss import Loss, Objective, row_weights
 from jaxtune.losses.measured import measured
-from jaxtune.losses.options import check_fraction, check_not_negative
+from jaxtune.losses.options import check_at_least_zero, check_fraction
 from jaxtune.typing import Batch, Key, Params
 
 
@@ -43,8 +43,8 @@ def causal_lm(
   Raises:
     InputError: a smoothing that is no fraction, or a negative z-loss.
   """
-  check_fraction('causal_lm', 'label_smoothing', label_smoothing)
-  check_not_negative('causal_lm', 'z_loss', z_loss)
+  check_fraction('causal_lm', label_smoothing=label_smoothing)
+  check_at_least_zero('causal_lm', z_loss=z_loss)
   plain = not (label_smoothing or z_loss or dft)
 
   def compute(

@@ -42,7 +42,7 @@ def class_cross_entropy(
   weighted = weights * own[labels]
   plain = cross_entropy(logits, labels, weighted)
   log_p = jax.nn.log_softmax(logits.astype(jnp.float32), axis=-1)
-  smooth = jnp.sum(weights * -(log_p @ own)) / len(own)
+  smooth = jnp.sum(weights * -jnp.sum(log_p * own[None], axis=-1)) / len(own)
   loss = (1 - label_smoothing) * plain.nats + label_smoothing * smooth
   return plain._replace(loss=loss), weighted.sum()
 
@@ -67,7 +67,7 @@ def classification(
     InputError: a smoothing that is no fraction, or weights that are not positive or not as many as
       the model's outputs.
   """
-  check_fraction('classification', 'label_smoothing', label_smoothing)
+  check_fraction('classification', label_smoothing=label_smoothing)
   outputs_of = getattr(model.config, 'outputs', None)
   if class_weights is not None:
     class_weights = tuple(float(weight) for weight in class_weights)

@@ -9,7 +9,8 @@ import jax.numpy as jnp
 from jaxtune import ops
 from jaxtune.losses.embedding import Embeddings, correlation, embedding_objective
 from jaxtune.losses.loss import Objective
-from jaxtune.typing import Batch, InputError
+from jaxtune.losses.options import check_positive
+from jaxtune.typing import Batch
 
 
 def cosine_similarity(
@@ -68,8 +69,7 @@ def cosent(
   Raises:
     InputError: an option that cannot be, or, when called, a batch without such parts.
   """
-  if not temperature > 0:
-    raise InputError(f'cosent: temperature is {temperature}; it must be above 0')
+  check_positive('cosent', temperature=temperature)
 
   def formula(
     embeddings: Embeddings, batch: Batch, weights: jax.Array

@@ -6,12 +6,10 @@ import jax
 
 from jaxtune.losses.log_probs import log_probs
 from jaxtune.losses.loss import Loss, Objective, row_weights
+from jaxtune.losses.options import check_at_least_zero, check_positive, check_smoothing
 from jaxtune.losses.preference import (
   apart,
   both,
-  check_at_least_zero,
-  check_positive,
-  check_smoothing,
   compared_pairs,
   pair_log_sigmoid,
 )

@@ -13,6 +13,7 @@ from jaxtune.losses.log_probs import learned_tokens
 from jaxtune.losses.loss import Loss, Objective, row_weights
 from jaxtune.losses.masked_lm import mask_tokens
 from jaxtune.losses.metrics import IGNORED
+from jaxtune.losses.options import check_at_least_zero, check_positive
 from jaxtune.typing import Batch, InputError, Key, Params
 
 TASKS = ('classification', 'token_classification', 'causal_lm', 'masked_lm')
@@ -123,7 +124,8 @@ def distillation(
     def sums(arrays: Arrays) -> Arrays:
       said = logits(model, own, arrays['student'])
       if 'values' in arrays:
-        softness = arrays['temperature']
+        given = arrays['temperature']
+        softness = jnp.where(given > 0, given, 1.0)  # what fills the last chunk has none
         q = largest_and_rest(jax.nn.log_softmax(said / softness[:, None]), arrays['indices'])
         apart, best = divergence(q, arrays['values'], kind, beta), arrays['indices'][:, 0]
       else:
@@ -238,8 +240,8 @@ def _check(
     raise InputError(f'distillation is for {", ".join(TASKS)}, and this model for {model.task}')
   if kind not in KINDS:
     raise InputError(f'distillation: kind is {kind!r}; known: {", ".join(KINDS)}')
-  if not temperature > 0:
-    raise InputError(f'distillation: temperature is {temperature}; it must be above 0')
+  check_positive('distillation', temperature=temperature)
+  check_at_least_zero('distillation', hidden=hidden)
   if not 0 <= alpha <= 1:
     raise InputError(f'distillation: alpha is {alpha}; it must be from 0 to 1')
   if not 0 < beta < 1:
@@ -247,7 +249,5 @@ def _check(
       f"distillation: beta is {beta}; it must be between 0 and 1, at which the kinds are 'forward' "
       "and 'reverse'"
     )
-  if not hidden >= 0:
-    raise InputError(f'distillation: hidden is {hidden}; it must be at least 0')
   if model.task == 'masked_lm' and mask_token is None:
     raise InputError('distillation: a masked language model needs mask_token, the id of [MASK]')

@@ -6,13 +6,11 @@ import jax
 import jax.numpy as jnp
 
 from jaxtune.losses.loss import Loss, Objective, row_weights
+from jaxtune.losses.options import check_at_least_zero, check_positive, check_smoothing
 from jaxtune.losses.preference import (
   Reference,
   apart,
   both,
-  check_at_least_zero,
-  check_positive,
-  check_smoothing,
   compared_pairs,
   pair_log_sigmoid,
   ratios,

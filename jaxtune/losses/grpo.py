@@ -8,6 +8,7 @@ from jax import lax
 
 from jaxtune.losses.log_probs import learned_tokens, token_log_probs
 from jaxtune.losses.loss import Loss, Objective, row_weights
+from jaxtune.losses.options import check_at_least_zero, check_positive
 from jaxtune.losses.preference import Reference
 from jaxtune.typing import Batch, InputError, Key, Params
 
@@ -59,8 +60,7 @@ def grpo(
     InputError: a number outside its range.
   """
   check_clipping(epsilon, epsilon_high, beta)
-  if temperature <= 0:
-    raise InputError(f'temperature is {temperature}; answers to learn from are drawn above 0')
+  check_positive('grpo', temperature=temperature)
   if aggregation not in ('token', 'sequence', 'constant'):
     raise InputError(
       f"aggregation is {aggregation!r}; it must be 'token', 'sequence' or 'constant'"
@@ -216,5 +216,4 @@ def check_clipping(epsilon: float, epsilon_high: float | None, beta: float) -> N
     raise InputError(f'epsilon is {epsilon}; it must be above 0 and at most 1')
   if epsilon_high is not None and not epsilon_high > 0:
     raise InputError(f'epsilon_high is {epsilon_high}; it must be above 0, or None for epsilon')
-  if not 0 <= beta < float('inf'):
-    raise InputError(f'beta is {beta}; it must be a number of at least 0')
+  check_at_least_zero('grpo', beta=beta)

@@ -8,7 +8,8 @@ import jax.numpy as jnp
 
 from jaxtune.losses.embedding import Embeddings, embedding_objective, retrieval, text
 from jaxtune.losses.loss import Objective
-from jaxtune.typing import Batch, InputError
+from jaxtune.losses.options import check_positive
+from jaxtune.typing import Batch
 
 
 def info_nce(
@@ -50,8 +51,7 @@ def info_nce(
   Raises:
     InputError: an option that cannot be, or, when called, a batch without such parts.
   """
-  if not temperature > 0:
-    raise InputError(f'info_nce: temperature is {temperature}; it must be above 0')
+  check_positive('info_nce', temperature=temperature)
 
   def formula(
     embeddings: Embeddings, batch: Batch, weights: jax.Array
@@ -115,10 +115,12 @@ def _excluded(batch: Batch, weights: jax.Array) -> jax.Array:
   """Candidates that are no negatives, bool `[B, N]`; of no row its own positive."""
   rows = weights.shape[0]
   anchor, positive = text(batch['anchor']), text(batch['positive'])
-  excluded = _same(positive, positive) | _same(anchor, anchor) | (weights == 0)[None]
+  unreal = weights == 0
+  excluded = _same(positive, positive) | _same(anchor, anchor)
+  excluded |= unreal[None] | unreal[:, None]  # a symmetric loss has anchors as candidates, too
   excluded &= ~jnp.eye(rows, dtype=bool)
   if 'negative' in batch:
-    own = _same(positive, text(batch['negative'])) | (weights == 0)[None]
+    own = _same(positive, text(batch['negative'])) | unreal[None]
     excluded = jnp.concatenate([excluded, own], axis=1)
   return excluded
 

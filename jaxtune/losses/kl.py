@@ -8,7 +8,8 @@ from jax import lax
 from jaxtune.losses.log_probs import compared
 from jaxtune.losses.loss import Loss, Objective, row_weights
 from jaxtune.losses.measured import Measured, measured
-from jaxtune.losses.preference import Reference, check_at_least_zero
+from jaxtune.losses.options import check_at_least_zero
+from jaxtune.losses.preference import Reference
 from jaxtune.typing import Batch, InputError, Key, Params
 
 

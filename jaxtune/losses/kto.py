@@ -7,10 +7,9 @@ import jax.numpy as jnp
 from jax import lax
 
 from jaxtune.losses.loss import Loss, Objective, row_weights
+from jaxtune.losses.options import check_at_least_zero, check_positive
 from jaxtune.losses.preference import (
   Reference,
-  check_at_least_zero,
-  check_positive,
   ratios,
   unpaired,
 )

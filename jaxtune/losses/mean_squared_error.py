@@ -10,7 +10,8 @@ import numpy as np
 from jaxtune.losses import metrics
 from jaxtune.losses.loss import Loss, Objective, row_weights
 from jaxtune.losses.measured import measured
-from jaxtune.typing import Batch, InputError, Key, Params
+from jaxtune.losses.options import check_positive
+from jaxtune.typing import Batch, Key, Params
 
 
 def mean_squared_error(model: Any) -> Objective:
@@ -46,8 +47,7 @@ def huber(model: Any, delta: float = 1.0) -> Objective:
   Raises:
     InputError: a delta that is not positive.
   """
-  if not 0 < delta < float('inf'):
-    raise InputError(f'huber: delta is {delta!r}; give a positive number in units of the label')
+  check_positive('huber', delta=delta)
   return _regression(model, lambda error: huber_error(error, delta))
 
 

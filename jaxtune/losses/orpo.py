@@ -8,7 +8,8 @@ import jax.numpy as jnp
 
 from jaxtune.losses.log_probs import log_probs
 from jaxtune.losses.loss import Loss, Objective, row_weights
-from jaxtune.losses.preference import apart, both, check_at_least_zero, compared_pairs
+from jaxtune.losses.options import check_at_least_zero
+from jaxtune.losses.preference import apart, both, compared_pairs
 from jaxtune.typing import Batch, Key, Params
 
 

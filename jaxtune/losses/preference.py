@@ -152,38 +152,3 @@ def pair_log_sigmoid(logits: jax.Array, label_smoothing: float = 0.0) -> jax.Arr
   if isinstance(label_smoothing, int | float) and not label_smoothing:
     return loss
   return (1 - label_smoothing) * loss - label_smoothing * jax.nn.log_sigmoid(-logits)
-
-
-def check_positive(objective: str, **values: Any) -> None:
-  """Refuses what is no positive number.
-
-  Raises:
-    InputError: with the name and the value.
-  """
-  for name, value in values.items():
-    if isinstance(value, int | float) and not 0 < value < float('inf'):
-      raise InputError(f'{objective}: {name} is {value}; it must be a positive number')
-
-
-def check_at_least_zero(objective: str, **values: Any) -> None:
-  """Refuses negative numbers.
-
-  Raises:
-    InputError: with the name and the value.
-  """
-  for name, value in values.items():
-    if isinstance(value, int | float) and not 0 <= value < float('inf'):
-      raise InputError(f'{objective}: {name} is {value}; it must be a number of at least 0')
-
-
-def check_smoothing(objective: str, value: Any) -> None:
-  """Refuses what is no probability of a wrong label below one half.
-
-  Raises:
-    InputError: with the value.
-  """
-  if isinstance(value, int | float) and not 0 <= value < 0.5:
-    raise InputError(
-      f'{objective}: label_smoothing is {value}; it is the probability that a label is wrong, from '
-      '0 to below 0.5'
-    )

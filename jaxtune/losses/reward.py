@@ -6,7 +6,8 @@ import jax
 import jax.numpy as jnp
 
 from jaxtune.losses.loss import Loss, Objective, row_weights
-from jaxtune.losses.preference import apart, both, check_at_least_zero, compared_pairs
+from jaxtune.losses.options import check_at_least_zero
+from jaxtune.losses.preference import apart, both, compared_pairs
 from jaxtune.typing import Batch, InputError, Key, Params
 
 

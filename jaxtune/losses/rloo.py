@@ -9,7 +9,8 @@ from jax import lax
 from jaxtune.losses.grpo import check_clipping, clipped_surrogate, is_clipped
 from jaxtune.losses.log_probs import learned_tokens, token_log_probs
 from jaxtune.losses.loss import Loss, Objective, row_weights
-from jaxtune.typing import Batch, InputError, Key, Params
+from jaxtune.losses.options import check_positive
+from jaxtune.typing import Batch, Key, Params
 
 
 def rloo(
@@ -40,8 +41,7 @@ def rloo(
     InputError: a number outside its range.
   """
   check_clipping(epsilon, epsilon_high, 0.0)
-  if temperature <= 0:
-    raise InputError(f'temperature is {temperature}; answers to learn from are drawn above 0')
+  check_positive('rloo', temperature=temperature)
 
   def objective(params: Params, batch: Batch, key: Key | None = None) -> Loss:
     nats = token_log_probs(model, params, batch, chunk, key, temperature).sum(axis=1)

@@ -36,7 +36,7 @@ def token_classification(
   Raises:
     InputError: a smoothing that is no fraction.
   """
-  check_fraction('token_classification', 'label_smoothing', label_smoothing)
+  check_fraction('token_classification', label_smoothing=label_smoothing)
 
   def apply(params: Params, batch: Batch, key: Key | None = None) -> jax.Array:
     packed = {name: batch[name] for name in ('positions', 'segments') if name in batch}

@@ -115,6 +115,10 @@ def test_fisher_is_the_mean_of_the_squared_gradients_of_rows():
   filled = {**batch, 'weight': np.float32(np.arange(8) < 6)}
   got = adapt.fisher(objective, adapted, [filled], rows=2)
   np.testing.assert_allclose(got['w'], (each[:6] ** 2).mean(0), rtol=1e-5)
+  # A batch may have parts, as those of preferences do.
+  parts = {'part': batch, 'weight': np.ones(8, np.float32)}
+  got = adapt.fisher(lambda p, b, key: objective(p, b['part'], key), adapted, [parts], rows=2)
+  np.testing.assert_allclose(got['w'], (each**2).mean(0), rtol=1e-5)
 
 
 def test_ewc_holds_what_mattered():

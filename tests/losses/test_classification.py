@@ -110,7 +110,7 @@ def test_bad_options():
     losses.classification(model, class_weights=[1, 2])
   with pytest.raises(InputError, match=r'class_weights is \[1.0, 0.0, 2.0\]; give positive'):
     losses.classification(model, class_weights=[1, 0, 2])
-  with pytest.raises(InputError, match='delta is 0; give a positive'):
+  with pytest.raises(InputError, match='delta is 0; it must be a positive'):
     losses.huber(model, delta=0)
 
 

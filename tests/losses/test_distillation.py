@@ -225,10 +225,14 @@ def test_a_cache_of_all_tokens_is_the_teacher():
     'teacher_values': np.float32(values),
     'teacher_temperature': np.full(B, 2.0, np.float32),
   }
-  got = run('causal_lm', {**BATCH, **cached}, teacher=None, temperature=9.0, chunk=4)
-  want = run('causal_lm')
-  close({**got[0], 'teacher': 0}, {**want[0], 'teacher': 0})
-  close(got[1], want[1])
+  ones = np.ones((B, T), bool)
+  whole = {**BATCH, 'mask': ones, 'supervised': ones, 'weight': np.ones(B, np.float32)}
+  # In the second case the last chunk is filled up, and has something to learn.
+  for batch, chunk in ((BATCH, 4), (whole, 7)):
+    got = run('causal_lm', {**batch, **cached}, teacher=None, temperature=9.0, chunk=chunk)
+    want = run('causal_lm', batch)
+    close({**got[0], 'teacher': 0}, {**want[0], 'teacher': 0})
+    close(got[1], want[1])
 
 
 def test_a_cache_of_a_classifier_is_the_teacher():
@@ -245,10 +249,10 @@ def test_a_cache_of_a_classifier_is_the_teacher():
   'options, message',
   [
     ({'kind': 'backward'}, "kind is 'backward'; known: forward, reverse, js"),
-    ({'temperature': 0}, 'temperature is 0; it must be above 0'),
+    ({'temperature': 0}, 'temperature is 0; it must be a positive number'),
     ({'alpha': 1.5}, 'alpha is 1.5; it must be from 0 to 1'),
     ({'beta': 0.0}, "beta is 0.0; .* the kinds are 'forward' and 'reverse'"),
-    ({'hidden': -1.0}, 'hidden is -1.0; it must be at least 0'),
+    ({'hidden': -1.0}, 'hidden is -1.0; it must be a number of at least 0'),
     ({'hidden': 1.0, 'teacher': None}, 'hidden states are not cached'),
   ],
 )

@@ -197,6 +197,8 @@ def test_rows_without_weight_contribute_nothing(name):
     other[part]['tokens'][3] = (other[part]['tokens'][3] + 1) % 20
   other['label'][3] = 5
   close(run(name, other), run(name, BATCH))
+  if name == 'info_nce':  # whose rows are candidates of the others, and then on both sides
+    close(run(name, other, symmetric=True), run(name, BATCH, symmetric=True))
 
 
 @names
@@ -262,8 +264,8 @@ def _recalls():
 @pytest.mark.parametrize(
   'name, options, message',
   [
-    ('info_nce', {'temperature': 0.0}, 'temperature is 0.0; it must be above 0'),
-    ('cosent', {'temperature': -1.0}, 'temperature is -1.0; it must be above 0'),
+    ('info_nce', {'temperature': 0.0}, 'temperature is 0.0; it must be a positive number'),
+    ('cosent', {'temperature': -1.0}, 'temperature is -1.0; it must be a positive number'),
     ('info_nce', {'pooling': 'max'}, "pooling is 'max'; known: mean, first, last"),
     ('triplet', {'distance': 'manhattan'}, "distance is 'manhattan'; known: cosine, euclidean"),
     ('info_nce', {'dimensions': (0,)}, 'each must be at least 1'),

@@ -216,6 +216,7 @@ def test_the_loss_on_pairs_without_a_shift_is_that_on_both_halves():
     ('dpo', {'sft_weight': -1.0}, 'sft_weight is -1.0; it must be a number of at least 0'),
     ('cpo', {'sft_weight': float('nan')}, 'sft_weight is nan'),
     ('simpo', {'beta': -1}, 'beta is -1'),
+    ('simpo', {'beta': 'two'}, "beta is 'two'; it must be a positive number"),
     ('orpo', {'beta': -1}, 'beta is -1'),
     ('kto', {'undesirable_weight': -1}, 'undesirable_weight is -1'),
     ('bco', {'beta': 0}, 'beta is 0'),
