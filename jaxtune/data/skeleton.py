@@ -175,6 +175,8 @@ def compared(special: SpecialTokens, values: Values, text: str, shape: Shape, tu
   other: dict[str, Any] = {'role': _ROLE}
   if message.get('content') or not calls:
     other['content'] = _another(message.get('content'), mark)
+  elif 'content' in message:  # some templates ask for one, and others whether there is one
+    other['content'] = message['content']
   if calls:
     other['tool_calls'] = [_renamed(call, mark) for call in calls]
   varied = chat.write(special, _with(values, turn, other), False)

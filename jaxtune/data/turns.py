@@ -55,6 +55,10 @@ def written(
   special = tok.special
   if supervise == 'all':
     text = chat.write(special, values, False)
+    _refuse_rest(values, text)
+    for turn, message in enumerate(values['messages']):
+      if message['role'] == _ROLE:
+        _refuse(values, turn, text)
     return text, [(0, len(text))]
   said = [i for i, m in enumerate(values['messages']) if m['role'] == _ROLE and i >= since]
   if not said:
@@ -79,12 +83,9 @@ def written(
     ((start, end),) = found
     prompt = chat.write(special, skeleton.until(values, learned[0]), True)
     text, found = prompt + text[start:], [(len(prompt), len(prompt) + end - start)]
-    lost = _left_out(values, text)
+    found_pieces = None
   if lost:
-    raise InputError(
-      f"the chat template leaves out {lost}; learn one turn only with supervise='last', or put it "
-      'where the template has a place for it'
-    )
+    _refuse_rest(values, text, found_pieces)
   return text, found
 
 
@@ -104,6 +105,7 @@ def _generated(
   whole = ''.join(text[start:end] for start, end in spans)
   for turn in learned:
     _refuse(values, turn, whole)
+  _refuse_rest(values, text)
   return text, spans
 
 
@@ -137,11 +139,23 @@ def _refuse(values: Values, turn: int, text: str) -> None:
   )
 
 
+def _refuse_rest(values: Values, text: str, found: Sequence[skeleton.Piece] | None = None) -> None:
+  """Raises where a text lacks something that others than the assistant said."""
+  if lost := _left_out(values, text, found):
+    raise InputError(
+      f"the chat template leaves out {lost}; learn one turn only with supervise='last', put it "
+      'where the template has a place for it, or leave it out of the data'
+    )
+
+
 def _left_out(values: Values, text: str, found: Sequence[skeleton.Piece] | None = None) -> str:
-  """What the text lacks of the words of system and users, with its message; '' for nothing."""
+  """What the text lacks of tools and of the words of others than the assistant; '' for nothing."""
   written = {piece.message for piece in found or ()}
+  for name in words.tool_names(values):
+    if name not in text:
+      return f'the tool {words.short(name)}'
   for index, message in enumerate(values['messages']):
-    if message['role'] not in ('system', 'developer', 'user') or index in written:
+    if message['role'] == _ROLE or index in written:
       continue
     lost = words.missing(message, text) if found is None else list(words.parts(message))
     if lost and lost[0].strip():

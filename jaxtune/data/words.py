@@ -57,6 +57,15 @@ def parts(message: Mapping[str, Any]) -> Iterator[str]:
     yield from _leaves([function.get('name'), function.get('arguments')])
 
 
+def tool_names(values: Values) -> Iterator[str]:
+  """The functions that the assistant may call."""
+  tools = values['tools']
+  for tool in tools if isinstance(tools, list) else ():
+    function = tool.get('function', tool) if isinstance(tool, dict) else None
+    if isinstance(function, dict) and isinstance(function.get('name'), str):
+      yield function['name']
+
+
 def _leaves(value: Any) -> Iterator[str]:
   if isinstance(value, str):
     yield value

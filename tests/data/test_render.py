@@ -181,6 +181,48 @@ def test_blocks_of_the_template_are_what_is_learned():
     render(tok, {'messages': messages})
 
 
+TURN = '<|im_start|>{{ m.role }}\n{{ m.content }}{{ m.tool_calls }}<|im_end|>\n'
+DROPS = {
+  'system': ("{% if m.role != 'system' %}" + TURN + '{% endif %}', "'Be brief.' of message 1"),
+  'user': ("{% if m.role != 'user' %}" + TURN + '{% endif %}', "'Weather\\?' of message 2"),
+  'tool': ("{% if m.role != 'tool' %}" + TURN + '{% endif %}', "'sunny' of message 4"),
+  'assistant': ("{% if m.role != 'assistant' %}" + TURN + '{% endif %}', '.* of message [35]'),
+  'tools': (TURN, "the tool 'rain'"),
+  'blocks': (
+    "{% if m.role == 'assistant' %}{% generation %}" + TURN + '{% endgeneration %}{% endif %}',
+    "'Be brief.' of message 1",
+  ),
+}
+
+
+@pytest.mark.parametrize('supervise', ['assistant', 'last', 'all'])
+@pytest.mark.parametrize('name', DROPS)
+def test_nothing_is_left_out_in_silence(name, supervise):
+  body, lost = DROPS[name]
+  template = '{% for m in messages %}' + body + '{% endfor %}'
+  template += '{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}'
+  tok = Tokenizer(TOKENIZERS['chatml'].encoder, SpecialTokens(chat_template=template))
+  function = {'name': 'weather', 'arguments': {'city': 'Rome'}}
+  messages = [
+    {'role': 'system', 'content': 'Be brief.'},
+    {'role': 'user', 'content': 'Weather?'},
+    {'role': 'assistant', 'content': '', 'tool_calls': [{'function': function}]},
+    {'role': 'tool', 'content': 'sunny'},
+    {'role': 'assistant', 'content': 'Good.'},
+  ]
+  record = {'messages': messages, **({'tools': [{'name': 'rain'}]} if name == 'tools' else {})}
+  with pytest.raises(InputError, match=f'leaves out {lost}|writes nothing of message 5'):
+    render(tok, record, supervise)
+
+
+def test_templates_that_ask_for_content_beside_calls(smollm2):
+  """A turn of calls alone is told from a template that refuses it."""
+  calls = [{'function': {'name': 'weather', 'arguments': {}}}]
+  messages = [CALLS[0], {'role': 'assistant', 'content': '', 'tool_calls': calls}]
+  with pytest.raises(InputError, match="leaves out 'weather' of message 2"):
+    render(interop.tokenizer(smollm2), {'messages': messages})
+
+
 def test_plain_words_as_a_template():
   template = '{% for m in messages %}{{ m.role }}: {{ m.content }}\n{% endfor %}'
   template += '{% if add_generation_prompt %}assistant:{% endif %}'
