@@ -10,12 +10,13 @@ import numpy as np
 import tokenizers
 
 from jaxtune import data
-from jaxtune.data.encode import Example
+from jaxtune.data.encode import Example, tokenize
 from jaxtune.data.render import Supervise
 from jaxtune.typing import InputError
 
 MOST = 20_000  # records that are measured
 _LARGE = 2**28  # bytes of a file that is not read whole
+_WHOLE = 2**30  # tokens, longer than any text
 
 LEARNED, SEEN, CUT, PADDING, BORDER = 'learned', 'seen', 'cut', 'padding', 'document'
 RENDERED = ('text', 'completion', 'messages', 'preference', 'unpaired')
@@ -79,7 +80,7 @@ def read(
     if found.kind in RENDERED:
       made = data.render_many(tok, records, supervise, source=path)
     else:
-      made = [_encoded(tok, record) for record in records]
+      made = _encoded(tok, found.kind, records)
     for row, (tokens, learned) in zip(parts, made, strict=True):
       row.append(Part(name, tokens, learned))
   return Inspected(found.said, found.kind, found.records, parts, whole)
@@ -103,20 +104,19 @@ def _texts(kind: str, records: Sequence[data.Row]) -> dict[str, list[data.Row]]:
   return {'': list(records)}
 
 
-def _encoded(tok: data.Tokenizer, record: Mapping[str, Any]) -> tuple[np.ndarray, np.ndarray]:
-  """What a model is given of a record from which no next token is learned."""
-  if 'tags' in record:
-    encoding = tok.encoder.encode(record['tokens'], is_pretokenized=True)
-    words = [None, *encoding.word_ids]
-    pairs = itertools.pairwise(words)
-    first = [word is not None and word != before for before, word in pairs]
-    return np.array(encoding.ids, np.int32), np.array(first, np.bool_)
-  if 'prompt' in record and not isinstance(record['prompt'], str):
-    text = data.render_chat(tok.special, record['prompt'], tools=record.get('tools'))
-    ids = tok.encoder.encode(text, add_special_tokens=False).ids
+def _encoded(
+  tok: data.Tokenizer, kind: str, records: Sequence[data.Row]
+) -> list[tuple[np.ndarray, np.ndarray]]:
+  """What a model is given of records from which no next token is learned."""
+  if kind == 'tags':
+    found = data.encode_tags(records, tok.encoder, max_length=_WHOLE, tags=None).examples
+    return [(example['tokens'], example['tags'] >= 0) for example in found]
+  if kind == 'prompt':
+    ids = [example['tokens'] for example in data.encode_prompts(tok, records, _WHOLE).examples]
   else:
-    ids = tok.encoder.encode(record.get('text', record.get('prompt'))).ids
-  return np.array(ids, np.int32), np.zeros(len(ids), np.bool_)
+    texts, _ = tokenize(tok.encoder, [record['text'] for record in records], _WHOLE)
+    ids = [np.array(text, np.int32) for text in texts]
+  return [(one, np.zeros(len(one), np.bool_)) for one in ids]
 
 
 def tokens(encoder: tokenizers.Tokenizer, part: Part, max_length: int | None = None) -> list[Token]:

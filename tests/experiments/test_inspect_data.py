@@ -132,6 +132,12 @@ def test_every_kind(inspect, minilm, model, tmp_path, capsys, row, kind):
   assert ("label '" in shown) == (kind == 'labelled')
 
 
+def test_tagged_words_have_the_spaces_that_a_run_gives_them(inspect, model, tmp_path, capsys):
+  path = write(tmp_path / 'rows.jsonl', [{'tokens': ['film', 'x'], 'tags': ['O', 'B']}])
+  shown = inspect(capsys, path=path, model=model)
+  assert re.search(r"learned  'f'\s+seen     'ilm'\s+learned  ' '\s+seen     'x'", shown)
+
+
 def test_bad_input(inspect, model, tmp_path, capsys):
   path = write(tmp_path / 'rows.jsonl', [{'messages': [{'role': 'user', 'content': 'x'}]}])
   with pytest.raises(InputError, match='line 1'):
