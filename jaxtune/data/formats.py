@@ -143,6 +143,8 @@ def recognize(
   """
   if not records:
     raise InputError(f'{source}: no records; at least one is needed')
+  for number, record in enumerate(records[:_LOOK], 1):
+    _check_record(record, f'{source}: row {number}')
   names = list(dict.fromkeys(itertools.chain.from_iterable(records[:_LOOK])))
   mapped = dict(columns or {})
   used = {c for value in mapped.values() for c in _columns_of(value, names, source)}
@@ -218,6 +220,7 @@ def normalize(
 
 def convert(form: Format, record: Record, where: str) -> Row:
   """One record in canonical form; `where` is what an error calls it."""
+  _check_record(record, where)
   values = {}
   for field, column in form.fields.items():
     value = _filled(column, record, where) if '{' in column else record.get(column)
@@ -229,6 +232,11 @@ def convert(form: Format, record: Record, where: str) -> Row:
   if form.kind == 'prompt':
     made = {**{k: v for k, v in record.items() if k not in form.fields.values()}, **made}
   return Row(made, where)
+
+
+def _check_record(record: Any, where: str) -> None:
+  if not isinstance(record, Mapping):
+    raise InputError(f'{where} is {short_of(record)}, no record; give dicts, as {{"text": ...}}')
 
 
 class _Convert:
@@ -356,8 +364,8 @@ def _given(column: str, record: Record, where: str) -> Any:
 def _check_ids(records: Sequence[Record], source: str) -> None:
   seen: dict[Any, int] = {}
   for number, record in enumerate(records, 1):
-    own = record.get('id')
-    if own is None or not isinstance(own, str | int):
+    own = record.get('id') if isinstance(record, Mapping) else None
+    if not isinstance(own, str | int):
       continue
     if own in seen:
       first = place(records[seen[own] - 1], seen[own], source)

@@ -32,6 +32,8 @@ def shares(weights: Mapping[str, float], temperature: float = 1.0) -> dict[str, 
         f'mix: the weight of {name!r} is {weight!r}; give it a number above 0, or leave the source '
         'out'
       )
+  if not weights:
+    raise InputError('mix: no weights; give each source one')
   # Against overflow the largest counts as one.
   most = max(weights.values())
   scaled = {name: (weight / most) ** (1 / temperature) for name, weight in weights.items()}

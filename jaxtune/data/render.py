@@ -123,6 +123,8 @@ def collect(
     examples += kept
   if examples:
     return Encoded(examples, truncated, empty, unlearned, unfinished=unfinished)
+  if not rows:
+    raise InputError(f'{source}: no records; at least one is needed')
   if empty == rows:
     raise InputError(f'{source}: the text is empty in all {rows} rows; choose a column of text')
   if documents == rows:

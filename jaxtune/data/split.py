@@ -172,18 +172,18 @@ def check_classes(splits: Mapping[str, Sequence[Record]], field: str) -> list[st
     for name, rows in splits.items()
     if rows
   }
-  remarks = []
+  train, remarks = classes.get('train', set()), []
   for name, found in classes.items():
-    if strange := sorted(found - classes['train']):
+    if strange := sorted(found - train):
       raise InputError(
         f'split: {name} has the class {strange[0]!r} of {field!r}, which train lacks and cannot '
         'learn; split with another seed, or give the class more rows'
       )
-    if absent := sorted(classes['train'] - found):
+    if absent := sorted(train - found):
       remarks.append(
         f'{name} has no row of {", ".join(map(repr, absent[:5]))}'
         + (f' and {len(absent) - 5} other classes' if len(absent) > 5 else '')
-        + f', of the {len(classes["train"])} classes of {field!r}: nothing is measured there.'
+        + f', of the {len(train)} classes of {field!r}: nothing is measured there.'
       )
   return remarks
 

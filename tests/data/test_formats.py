@@ -531,6 +531,8 @@ BAD = {
     {},
     ['row 1: label is 1000', 'not a finite number'],
   ),
+  'texts alone': (['a', 'b'], {}, ['d.csv: row 1 is "a", no record', 'give dicts']),
+  'a text among records': ([{'text': 'a'}] * 100 + ['b'], {}, ['d.csv: row 101 is "b", no record']),
   'nothing': ([], {}, ['no records']),
 }
 
