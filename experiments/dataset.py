@@ -19,6 +19,7 @@ from jaxtune.typing import InputError
 
 Record = dict[str, Any]
 END_OF_TEXT = '<|endoftext|>'  # of a tokenizer trained here
+TELLING = ('messages', 'prompt', 'completion', 'text', 'negative')  # by which encoders know a kind
 
 
 @dataclasses.dataclass(frozen=True)
@@ -72,8 +73,11 @@ def read_rows(config: Config, path: str) -> tuple[list[Record], str]:
       f'{path}: these are {said}, and task {config.task} learns from {" or ".join(known)}; take '
       'another task, or set data.kind'
     )
+  # Beside the fields of its kind a row keeps its columns, but none that makes another kind of it.
+  hidden = set(TELLING) - {config.data.text}
   rows: list[Record] = [
-    data.Row({**old, **new}, new.place) for old, new in zip(records, made, strict=True)
+    data.Row({**{k: v for k, v in old.items() if k not in hidden}, **new}, new.place)
+    for old, new in zip(records, made, strict=True)
   ]
   if config.task == 'embedding' and 'text' in found.records[0]:
     pairs, left_out = data.halves(rows)
@@ -105,7 +109,8 @@ def columns(config: Config) -> dict[str, str]:
 
 def duplicates_by(record: Record) -> str | None:
   """What makes two rows the same: what the model is asked, or all of it where that is compared."""
-  if {'chosen', 'positive', 'messages', 'tags'} & set(record):
+  compared = ({'chosen'}, {'positive'}, {'messages'}, {'tags'}, {'completion', 'label'})
+  if any(fields <= set(record) for fields in compared):
     return None
   return 'prompt' if 'prompt' in record else 'text'
 
