@@ -46,7 +46,7 @@ def get_config() -> ml_collections.ConfigDict:
   # Of objectives that compare with a reference: start (the model as it was, in every step), or
   # cached (its log-probabilities, computed once).
   config.objective.reference = 'start'
-  config.objective.kl = 0.0  # weight of the divergence from the start, added to a language model's
+  config.objective.kl = 0.0  # causal_lm: weight of the divergence from the start per token
   config.objective.l2_sp = 0.0  # weight of the squared distance of the weights from their start
   config.objective.neftune = 0.0  # noise on the embeddings of tokens, NEFTune's alpha; 5 is usual
   config.objective.teacher = ''  # distillation: a folder, .gguf, Hub id, or the workdir of a run
@@ -99,7 +99,7 @@ def get_config() -> ml_collections.ConfigDict:
   config.train.save_every = 0  # steps; 0 for the end only
   config.train.log_every = 1  # steps between lines of metrics.jsonl
   config.train.remat = False  # compute activations again in the backward pass to save memory
-  config.train.chunk = 0  # causal_lm: predictions whose logits are held at a time; 0 for all
+  config.train.chunk = 0  # of tokens: predictions whose logits are held at a time; 0 for all
 
   config.eval = ml_collections.ConfigDict()
   config.eval.batch_size = 64

@@ -4,7 +4,8 @@ r"""Distils the tuned encoder of the quickstart into one of half its layers.
   python -m experiments.finetune --config=configs/distill_quickstart.py --workdir=runs/distilled
 
 The student starts from every second layer of MiniLM, and learns what the teacher says of a review
-beside its label. With --config.objective.name=classification it learns the label alone.
+beside its label. With --config.objective.name=classification --config.objective.teacher='' it
+learns the label alone.
 """
 
 from configs import quickstart

@@ -8,7 +8,7 @@ from typing import Any
 
 import optax
 
-from experiments import dataset, objective, parameters, tasks, teacher
+from experiments import dataset, objective, parameters, rollouts, tasks, teacher
 from experiments.keys import Config, check, count
 from jaxtune import adapt, data, interop, losses, models, optim, train
 from jaxtune.models import ModelSpec
@@ -38,6 +38,8 @@ def job(config: Config) -> Job:
     InputError: a value, file or column that cannot be used.
   """
   check(config)
+  if config.task == 'reinforcement':
+    rollouts.factory(config)  # before anything is loaded
   model_key, head_key, method_key = parameters.streams(config)
   records, notes = dataset.read_records(config)
   if config.model:
@@ -59,6 +61,7 @@ def job(config: Config) -> Job:
       f'use a model for {task.base}'
     )
   corpus = dataset.encode(config, tok, model, records, notes)
+  objective.check_example(config, corpus.train.examples[0])
   if task.outputs is not None:
     outputs = task.outputs(len(corpus.names))
     model, params = parameters.headed(config, head_key, model, params, outputs, corpus.names)
@@ -76,7 +79,7 @@ def job(config: Config) -> Job:
     note = f'The export is {kind}: {whole or reason}.'
     corpus = dataclasses.replace(corpus, notes=(*corpus.notes, note))
   rule = averaged(config, adapt.wrap_optimizer(params, optimizer(config, steps), steps))
-  taught = teacher.teacher(config, corpus.names)
+  taught = teacher.teacher(config, corpus.names, tok)
   if objective.compares(config):
     params = adapt.with_start(params)
   if taught is not None:
@@ -91,7 +94,7 @@ def job(config: Config) -> Job:
     optimizer=rule,
     arguments=arguments(config, model),
     steps=steps,
-    score=lambda metrics: metrics[task.score] if task.score else -metrics['loss'],
+    score=lambda metrics: metrics.get(task.score, -metrics['loss']),
   )
 
 
@@ -105,7 +108,7 @@ def count_steps(config: Config, examples: Sequence[Any]) -> int:
   epoch = data.steps_per_epoch(
     examples, c.batch_size, max_length=config.data.max_length, pack=config.data.pack
   )
-  return max(1, math.ceil(c.epochs * epoch))
+  return max(1, math.ceil(c.epochs * epoch)) * config.rollout.updates
 
 
 def optimizer(config: Config, steps: int) -> optax.GradientTransformationExtraArgs:

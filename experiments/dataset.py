@@ -139,7 +139,8 @@ def encode(
   if task.names is not None:
     names = task.names(records['train'])
     lines += data.check_classes(records, 'tags' if 'tags' in task.kinds else 'label')
-  if config.train.steps and config.task != 'causal_lm':
+  together = config.data.pack or config.data.buckets  # a step may take more rows, or look ahead
+  if config.train.steps and config.task != 'causal_lm' and not together:
     # What the steps will not reach need not be tokenized; the rows are in random order already.
     reach = config.train.steps * config.train.batch_size
     records = {**records, 'train': records['train'][:reach]}

@@ -6,7 +6,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from experiments import dataset, keys, workdir
+from experiments import dataset, keys, tasks, workdir
 from experiments.build import Job
 from jaxtune import adapt, data, interop, plan, report, tree
 from jaxtune.models import ModelSpec
@@ -55,7 +55,7 @@ def scores(job: Job, folder: pathlib.Path) -> dict[str, dict[str, Any]]:
   rows = len(job.corpus.test.examples)
   for stage, name in (('before', 'before'), ('test', 'after')):
     values: dict[str, Any] = dict(workdir.measured(folder, stage))
-    if values and job.config.task == 'classification':
+    if job.config.task == 'classification' and 'accuracy' in values:
       values['accuracy'] = report.wilson(round(values['accuracy'] * rows), rows)
     if values:
       stages[name] = values
@@ -64,18 +64,19 @@ def scores(job: Job, folder: pathlib.Path) -> dict[str, dict[str, Any]]:
 
 def headline(job: Job, stages: dict[str, dict[str, Any]], step: int) -> str:
   """One sentence: what was reached."""
-  name = 'accuracy' if job.config.task == 'classification' else 'loss'
+  task = tasks.TASKS[job.config.task]
   rows = len(job.corpus.test.examples)
   if 'after' not in stages:
     return f'{job.steps} steps taken; no test rows were held out (data.test is 0).'
+
+  name = task.score if task.score in stages['after'] else 'loss'
 
   def shown(stage: str) -> str:
     value = stages[stage][name]
     return f'{value.value if isinstance(value, report.Interval) else value:.3f}'
 
-  kind = 'rows' if job.config.task != 'causal_lm' else 'sequences'
   return (
-    f'{name.capitalize()} on {rows:,} held-out test {kind} went from {shown("before")} to '
+    f'{name.capitalize()} on {rows:,} held-out test {task.counted} went from {shown("before")} to '
     f'{shown("after")} (the best of {job.steps} steps is step {step}).'
   )
 

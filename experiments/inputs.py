@@ -123,6 +123,7 @@ def features(job: Job) -> Inputs | None:
     not train.trains_head_alone(job.model, job.params)
     or job.arguments is not None  # the rule looks into the body
     or compares(config)
+    or config.objective.neftune
     or config.objective.teacher
     or job.steps * config.train.batch_size < len(corpus.train.examples)
     or rows * length * job.model.config.width * 4 > MOST_BYTES

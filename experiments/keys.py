@@ -96,6 +96,7 @@ def check(config: Config) -> None:
       raise InputError(f'{name} is {values[name]!r}; choose one of {choices}')
   adapt.check_options(config.method.name, config.method.options)
   objective.check(config)
+  check_unused(config)
   if config.train.batch_size % config.train.accumulate:
     raise InputError(
       f'train.accumulate is {config.train.accumulate}, which does not divide '
@@ -103,6 +104,39 @@ def check(config: Config) -> None:
     )
   if not config.data.path:
     raise InputError('data.path is empty; give a file with --config.data.path=FILE')
+
+
+def check_unused(config: Config) -> None:
+  """Refuses choices that the task would not look at, and those that do not go together."""
+  c, task = config.rollout, config.task
+  changed = overridden(config)
+  drawn = [name for name in changed if name.startswith('rollout.')]
+  if drawn and task != 'reinforcement':
+    raise InputError(f'{drawn[0]} is set, but task {task} draws no answers; leave it out')
+  if config.objective.name == 'rloo' and 'rollout.scale' in drawn:
+    raise InputError("rollout.scale is set, but rloo's advantages have no scale; leave it out")
+  for name in ('steps', 'eval_every', 'save_every'):
+    if config.train[name] % c.updates:
+      raise InputError(
+        f'train.{name} is {config.train[name]}; it must be a multiple of rollout.updates, '
+        f'{c.updates}'
+      )
+  if 'data.supervise' in changed and task != 'causal_lm':
+    raise InputError(
+      f'data.supervise is {config.data.supervise!r}, which is of task causal_lm; for task {task} '
+      'leave it out'
+    )
+  if config.data.completion and not config.data.prompt:
+    raise InputError('data.completion is set, and data.prompt is empty; set both')
+  if not all(type(width) is int for width in config.data.buckets):
+    raise InputError(f'data.buckets is {config.data.buckets}; give whole numbers, as (64, 128)')
+  if config.data.buckets and config.data.pack:
+    raise InputError('data.buckets are for rows that are not packed; set data.pack or data.buckets')
+  if config.layers and not config.model:
+    raise InputError('layers is of a pretrained model; set decoder.layers of one from scratch')
+  method = config.method
+  if method.select and not method.adapter and 'select' not in adapt.options_of(method.name):
+    raise InputError(f'method.select is set, but {method.name} selects no weights; leave it out')
 
 
 def check_values(

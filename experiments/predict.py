@@ -29,8 +29,11 @@ OUTPUT = flags.DEFINE_string('output', '', 'Where to write them; the terminal by
 
 def main() -> int:
   run = tuned.open_run(WORKDIR.value)
-  if run.config.task == 'causal_lm':
-    raise InputError(f'{WORKDIR.value} holds a language model; predict labels rows of classifiers')
+  if run.config.task not in ('classification', 'regression'):
+    raise InputError(
+      f'{WORKDIR.value} holds a run for {run.config.task}; predict labels rows with one for '
+      'classification or regression'
+    )
   rows = data.read(INPUT.value)
   taken = [name for name in ('predicted', *columns(run.names)) if name in rows[0]]
   if taken:

@@ -1,6 +1,6 @@
 """A dry run: what would be trained, on what, and how much memory it takes."""
 
-from experiments import inputs, run
+from experiments import inputs, keys, run
 from experiments.build import Job
 from jaxtune import data, plan, tree
 
@@ -17,7 +17,8 @@ def preview(job: Job) -> int:
     print(note)
   given = inputs.texts(job)
   program, batch = run.prepare(job, given), next(given.batches)
-  print('\nbatch: ' + ', '.join(f'{k} {v.dtype}{list(v.shape)}' for k, v in batch.items()))
+  shapes = keys.flatten(batch)
+  print('\nbatch: ' + ', '.join(f'{k} {v.dtype}{list(v.shape)}' for k, v in shapes))
   print(data.preview(batch, job.tok.encoder, names=job.corpus.names or None))
   print(f'\n{job.steps} steps of {config.train.batch_size} rows; memory while a step runs:')
   forecast = plan.forecast(program.compiled, program.state, program.frozen, program.batch)

@@ -23,11 +23,11 @@ REWARDS: dict[str, Callable[..., train.Reward]] = {
 }
 
 
-def reward(config: Config) -> train.Reward:
-  """What the configuration rewards.
+def factory(config: Config) -> Callable[..., train.Reward]:
+  """`(**options) -> reward`, of `REWARDS` or the user's own.
 
   Raises:
-    InputError: no such reward, or options that it does not have, or lacks.
+    InputError: no such reward, or options that it does not have.
   """
   c = config.rollout
   if objective.OWN in c.reward:
@@ -39,17 +39,19 @@ def reward(config: Config) -> train.Reward:
       f'rollout.reward is {c.reward!r}; choose one of {", ".join(REWARDS)}, or FILE.py:FUNCTION '
       'of your own'
     )
-  parameters = inspect.signature(make).parameters
-  for name in c.options:
-    if name not in parameters:
-      raise InputError(
-        f'rollout.options.{name}: the reward {c.reward} has no such option; it has '
-        f'{", ".join(parameters) or "none"}'
-      )
-  for name, parameter in parameters.items():
-    if parameter.default is parameter.empty and name not in c.options:
-      raise InputError(f'rollout.options.{name} is missing; the reward {c.reward} needs it')
-  return make(**dict(c.options))
+  known = inspect.signature(make).parameters
+  objective.check_options(known, c.options, 'rollout.options', f'the reward {c.reward}')
+  return make
+
+
+def reward(config: Config) -> train.Reward:
+  """What the configuration rewards.
+
+  Raises:
+    InputError: as `factory`; or an option that is missing or cannot be.
+  """
+  options = dict(config.rollout.options)
+  return objective.call(factory(config), key='rollout.options', options=options)
 
 
 def rolls(

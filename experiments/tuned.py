@@ -5,7 +5,7 @@ from typing import NamedTuple
 
 import jax
 
-from experiments import dataset, parameters, tasks, workdir
+from experiments import dataset, keys, parameters, tasks, workdir
 from experiments.keys import Config
 from jaxtune import data, interop, models
 from jaxtune.models import ModelSpec
@@ -30,7 +30,8 @@ def open_run(folder: str) -> Tuned:
     InputError: no run there, or one that is not finished.
   """
   path = pathlib.Path(folder)
-  config = workdir.read_config(path)
+  config = keys.defaults()
+  config.update(workdir.read_config(path))  # older runs lack the keys that came after them
   if workdir.result(path) is None:
     raise InputError(f'{path} holds a run that is not finished; start it again to go on with it')
   export = path / 'export'

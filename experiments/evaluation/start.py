@@ -2,7 +2,7 @@
 
 import json
 
-from experiments import dataset, keys, tuned
+from experiments import dataset, keys, parameters, tuned
 from experiments.evaluation import by_head, by_text, by_words, by_writing, output
 from experiments.evaluation.measured import Measured
 from experiments.keys import Config
@@ -23,7 +23,7 @@ def start(config: Config | None, folder: str | None, *, data: str = '', path: st
     by_writing.metrics(config)
   if folder:
     run = tuned.open_run(folder)
-    run = run._replace(config=config or completed(run.config))
+    run = run._replace(config=config or run.config)
   elif config is not None:
     run = pretrained(config)
   else:
@@ -48,7 +48,7 @@ def pretrained(config: Config) -> Tuned:
   if not config.model:
     raise InputError('model is empty; give one with --config.model=...')
   source = dataset.resolve(config.model)
-  model, params = interop.load(source)
+  model, params = parameters.pretrained(config, source)
   return Tuned(
     config=config,
     model=model,
@@ -59,16 +59,14 @@ def pretrained(config: Config) -> Tuned:
   )
 
 
-def completed(config: Config) -> Config:
-  """The configuration of a run, with the keys that were added after it."""
-  whole = keys.defaults()
-  whole.update(config)
-  return whole
-
-
 def measure(run: Tuned, folder: str | None, path: str) -> tuple[Measured, str]:
   """What the model of a run does on rows of a file or the test rows, and what rows these are."""
   config = run.config
+  if folder and config.task not in ('classification', 'regression', 'causal_lm'):
+    raise InputError(
+      f'{folder} holds a run for {config.task}; evaluate measures classification, regression and '
+      'causal_lm, and what the run itself measured is in its report.html'
+    )
   written = by_writing.metrics(config)
   splits: dict[str, list[dataset.Record]] = {'train': []}
   if not path or config.task == 'classification' and run.model.task == 'causal_lm':

@@ -25,7 +25,7 @@ def reward_of(run: tuned.Tuned, folder: str, label: str = '', max_length: int = 
   """`reward` by a run that is open."""
   if run.config.task != 'classification':
     raise InputError(f'{folder} holds a run for {run.config.task}; a judge is a classifier')
-  name = label or run.names[-1]
+  name = run.names[-1] if label == '' else str(label)  # a command line makes a number of '0'
   if name not in run.names:
     raise InputError(f'{folder}: there is no class {name!r}; there are {", ".join(run.names)}')
   return train.log_odds(

@@ -2,6 +2,7 @@
 
 import math
 import shutil
+from types import SimpleNamespace
 
 import jax
 import jax.numpy as jnp
@@ -10,7 +11,7 @@ import orbax.checkpoint as ocp
 import pytest
 
 from configs import base
-from experiments import keys, start, workdir
+from experiments import keys, objective, start, tuned, workdir
 from jaxtune import report, train
 from jaxtune.typing import InputError
 
@@ -140,7 +141,7 @@ def test_rows_of_ones_own(script, name, content, match, finished, command, tmp_p
 
 def test_a_label_never_seen_in_training(finished, command, tmp_path):
   (tmp_path / 'new.csv').write_text('text,label\nso so,middling\n')
-  with pytest.raises(InputError, match=r"row 1 \('so so'\).*'middling'.*\(bad, good\)"):
+  with pytest.raises(InputError, match=r"line 2: .*'middling'.*\(bad, good\)"):
     command('evaluate', workdir=finished, data=tmp_path / 'new.csv')
   assert command('predict', workdir=finished, input=tmp_path / 'new.csv') == 0  # it is no input
 
@@ -180,6 +181,98 @@ def test_a_loss_that_is_no_number_keeps_the_last_good_checkpoint(configure, laun
   saved = ocp.StandardCheckpointer().restore(folder / 'checkpoints' / str(kept) / 'state')
   values = [leaf for leaf in jax.tree.leaves(saved) if jnp.issubdtype(leaf.dtype, jnp.floating)]
   assert values and all(np.isfinite(leaf).all() for leaf in values)
+
+
+@pytest.mark.parametrize(
+  'task, values, options, match',
+  [
+    ('classification', {'rollout.group': 4}, {}, 'rollout.group is set, but task classification'),
+    ('classification', {'data.supervise': 'last'}, {}, 'data.supervise is .*of task causal_lm'),
+    ('classification', {'objective.kl': 0.1}, {}, 'objective.kl is 0.1, .*task causal_lm'),
+    ('classification', {'objective.reference': 'cached'}, {}, 'compares with no reference'),
+    ('classification', {'objective.teacher': 'runs/x'}, {}, 'the objective has no teacher'),
+    ('classification', {'objective.name': 'distillation'}, {}, 'objective.teacher is empty'),
+    ('classification', {'train.chunk': 8}, {}, 'train.chunk is 8, .*holds no logits'),
+    ('classification', {'data.completion': 'label'}, {}, 'data.prompt is empty; set both'),
+    ('classification', {'data.buckets': ('8',)}, {}, 'data.buckets is .*give whole numbers'),
+    ('classification', {'layers': 1, 'model': ''}, {}, 'layers is of a pretrained model'),
+    (
+      'classification',
+      {'method.name': 'full', 'method.select': 'x'},
+      {},
+      'full selects no weights',
+    ),
+    ('preference', {}, {'reference': 'me'}, 'reference follows from objective.reference'),
+    ('reinforcement', {'objective.reference': 'cached'}, {'beta': 0.1}, 'nothing to compute once'),
+    ('reinforcement', {}, {'temperature': 0.5}, 'follows from rollout.temperature; set that'),
+    (
+      'reinforcement',
+      {'rollout.updates': 3},
+      {},
+      'train.steps is 4; .* multiple of rollout.updates',
+    ),
+    (
+      'reinforcement',
+      {'objective.name': 'rloo', 'rollout.scale': 'none'},
+      {},
+      "rloo's advantages have no scale",
+    ),
+  ],
+)
+def test_a_choice_that_nothing_would_look_at(task, values, options, match, configure):
+  config = configure(task, values)
+  config.objective.options.update(options)
+  with pytest.raises(InputError, match=match) as caught:
+    keys.check(config)
+  assert_one_line(caught)
+
+
+@pytest.mark.parametrize(
+  'name, row, match',
+  [
+    ('triplet', ('anchor', 'positive'), "the rows have no 'negative'"),
+    ('cosent', ('anchor', 'positive'), "the rows have no 'label'"),
+    ('', ('anchor', 'positive', 'label'), 'scores, which the objective info_nce does not look at'),
+  ],
+)
+def test_rows_that_an_embedding_cannot_learn_from(name, row, match, configure):
+  config = configure('embedding', {'objective.name': name})
+  with pytest.raises(InputError, match=match):
+    objective.check_example(config, dict.fromkeys(row))
+
+
+OWN = """
+def plain(model, factor):
+  from jaxtune import losses
+  real = losses.classification(model)
+
+  def objective(params, batch, key=None):
+    loss = real(params, batch, key)
+    return losses.Loss(loss.total * factor, loss.weight, {})
+
+  return objective
+"""
+
+
+@pytest.mark.slow
+def test_an_objective_of_ones_own_needs_no_metrics(configure, launch, tmp_path):
+  (tmp_path / 'mine.py').write_text(OWN)
+  config = configure(values={'objective.name': f'{tmp_path / "mine.py"}:plain'})
+  with pytest.raises(InputError, match='objective.options.factor is missing; it has no default'):
+    launch(config, tmp_path / 'run')
+  config.objective.options.factor = 2.0
+  assert launch(config, tmp_path / 'run') == 0
+  assert workdir.result(tmp_path / 'run')['headline'].startswith('Loss on 16 held-out test rows')
+
+
+@pytest.mark.parametrize('script', ['predict', 'evaluate'])
+def test_a_run_that_a_script_cannot_serve(script, configure, command, monkeypatch):
+  run = SimpleNamespace(config=configure('multi_label'))
+  run._replace = lambda config: run
+  monkeypatch.setattr(tuned, 'open_run', lambda folder: run)
+  with pytest.raises(InputError, match='runs/x holds a run for multi_label; ') as caught:
+    command(script, workdir='runs/x', input='new.csv')
+  assert_one_line(caught)
 
 
 BAD_ROOT = """

@@ -1,5 +1,6 @@
 """A dry run shows what would happen and leaves nothing behind."""
 
+import json
 import re
 
 import pytest
@@ -37,3 +38,12 @@ def test_trained_count_is_that_of_lora_and_head(configure, launch, capsys):
   adapters = layers * (attention + mlp) + rank * (width + width)  # the pooler has one too
   count = adapters + width * classes + classes
   assert f'\n{count:,} of ' in capsys.readouterr().out
+
+
+@pytest.mark.slow
+def test_a_batch_of_parts(configure, launch, files, tmp_path, capsys):
+  rows = [{'prompt': f'film {i} was ', 'chosen': 'good', 'rejected': 'bad'} for i in range(40)]
+  (tmp_path / 'rows.jsonl').write_text(''.join(json.dumps(row) + '\n' for row in rows))
+  values = {'model': str(files / 'decoder'), 'data.path': str(tmp_path / 'rows.jsonl')}
+  assert launch(configure('preference', values), None, dry_run=True) == 0
+  assert 'chosen.tokens int32[8, 16]' in capsys.readouterr().out
