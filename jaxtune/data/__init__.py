@@ -17,8 +17,6 @@ from jaxtune.data.labels import encode_classification as encode_classification
 from jaxtune.data.labels import encode_multi_label as encode_multi_label
 from jaxtune.data.labels import encode_regression as encode_regression
 from jaxtune.data.labels import label_names as label_names
-from jaxtune.data.language import encode_completions as encode_completions
-from jaxtune.data.language import encode_text as encode_text
 from jaxtune.data.masked import encode_masked as encode_masked
 from jaxtune.data.mix import mix as mix
 from jaxtune.data.mix import shares as shares

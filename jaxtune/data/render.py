@@ -128,7 +128,10 @@ def collect(
   if empty == rows:
     raise InputError(f'{source}: the text is empty in all {rows} rows; choose a column of text')
   if documents == rows:
-    raise InputError(f'{source}: no document has the 2 tokens that it takes to learn one')
+    raise InputError(
+      f'{source}: no document has the 2 tokens that it takes to learn one, '
+      f'or max_length, {max_length}, has no room for them'
+    )
   raise InputError(
     f'{source}: no supervised token: of {rows} rows {empty} have an empty completion, and '
     f'{unlearned} lose all of it to max_length {max_length}; raise it or shorten the prompts'

@@ -4,7 +4,9 @@ import pathlib
 
 import pytest
 import tokenizers
-from tokenizers import decoders, models, pre_tokenizers
+from tokenizers import decoders, models, pre_tokenizers, processors
+
+from jaxtune.data import SpecialTokens, Tokenizer
 
 
 @pytest.fixture(scope='session')
@@ -23,3 +25,12 @@ def bytewise() -> tokenizers.Tokenizer:
   tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
   tokenizer.decoder = decoders.ByteLevel()
   return tokenizer
+
+
+@pytest.fixture(scope='session')
+def begun(bytewise: tokenizers.Tokenizer) -> Tokenizer:
+  """A model's: texts begin with token 0 and end with token 1."""
+  encoder = tokenizers.Tokenizer.from_str(bytewise.to_str())
+  begins = processors.TemplateProcessing(single='<bos> $A', special_tokens=[('<bos>', 0)])
+  encoder.post_processor = begins  # type: ignore[assignment]
+  return Tokenizer(encoder, SpecialTokens(bos=0, eos=1))

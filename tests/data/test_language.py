@@ -5,19 +5,23 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from jaxtune.data import encode_completions, encode_text
+from jaxtune.data import SpecialTokens, Tokenizer, render_many
 from jaxtune.typing import InputError
 
-BOS, EOS = 0, 1
+EOS = 1
 
 
-def text(bytewise, *texts, **options):
-  return encode_text([{'text': t} for t in texts], bytewise, text='text', **options)
+def text(tok, *texts, max_length, eos=None):
+  if not isinstance(tok, Tokenizer):
+    tok = Tokenizer(tok, SpecialTokens(eos=eos))
+  return render_many(tok, [{'text': t} for t in texts], max_length=max_length)
 
 
-def complete(bytewise, *pairs, **options):
-  rows = [{'q': q, 'a': a} for q, a in pairs]
-  return encode_completions(rows, bytewise, prompt='q', completion='a', **options)
+def complete(tok, *pairs, max_length, eos=None):
+  if not isinstance(tok, Tokenizer):
+    tok = Tokenizer(tok, SpecialTokens(eos=eos))
+  rows = [{'prompt': p, 'completion': c} for p, c in pairs]
+  return render_many(tok, rows, max_length=max_length)
 
 
 def learned(bytewise, example):
@@ -47,26 +51,25 @@ def test_blocks_learn_every_token_but_the_first_once(bytewise, texts, max_length
       assert example['tokens'][0] == previous['tokens'][-1]
 
 
-def test_text_without_special_tokens(bytewise):
+def test_text_without_special_tokens(bytewise, begun):
   result = text(bytewise, 'abcde', 'x', '', max_length=3)
   assert [learned(bytewise, e) for e in result.examples] == ['bc', 'de']
   assert (result.truncated, result.empty, result.unlearned) == (0, 1, 1)
-  assert len(text(bytewise, 'x', max_length=3, bos=BOS).examples) == 1
+  assert len(text(begun, 'x', max_length=3).examples) == 1
   with pytest.raises(InputError, match='no document has the 2 tokens'):
     text(bytewise, 'x', max_length=3)
 
 
 def test_text_adds_no_special_tokens_of_the_tokenizer(wordpiece):
-  rows = [{'text': 'word ' * 200}]
-  result = encode_text(rows, wordpiece, text='text', max_length=101)
+  result = text(wordpiece, 'word ' * 200, max_length=101)
   assert np.unique(np.concatenate([e['tokens'] for e in result.examples])).tolist() == [
     wordpiece.token_to_id('word')
   ]
   assert [len(e['tokens']) for e in result.examples] == [101, 100]
 
 
-def test_completions(bytewise):
-  result = complete(bytewise, ('ab', 'cd'), max_length=9, bos=BOS, eos=EOS)
+def test_completions(bytewise, begun):
+  result = complete(begun, ('ab', 'cd'), max_length=9)
   (example,) = result.examples
   assert bytewise.decode(example['tokens'].tolist(), skip_special_tokens=False) == '<bos>abcd<eos>'
   assert example['supervised'].tolist() == [False, False, False, True, True, True]
@@ -94,14 +97,8 @@ def test_zero_supervised_tokens(bytewise):
       complete(bytewise, ('', 'xyz'), max_length=max_length)
 
 
-def test_bad_arguments(bytewise):
-  with pytest.raises(InputError, match='max_length is 1'):
+def test_no_room_to_learn(bytewise):
+  with pytest.raises(InputError, match='or max_length, 1, has no room'):
     text(bytewise, 'abc', max_length=1)
-  with pytest.raises(InputError, match='eos is 999, which is none of the 258 tokens'):
-    text(bytewise, 'abc', max_length=4, eos=999)
-  with pytest.raises(InputError, match='bos is -1'):
-    complete(bytewise, ('a', 'b'), max_length=4, bos=-1)
-  with pytest.raises(InputError, match="no column 'answer'.*did you mean 'answers'"):
-    encode_completions(
-      [{'q': 'a', 'answers': 'b'}], bytewise, prompt='q', completion='answer', max_length=4
-    )
+  with pytest.raises(InputError, match='no records'):
+    text(bytewise, max_length=4)

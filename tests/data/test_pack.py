@@ -277,7 +277,7 @@ def test_the_loss_is_that_of_documents_alone(name):
 
 
 def test_the_loss_of_a_cut_document_is_that_of_its_blocks():
-  """Cutting to fill rows is cutting into blocks as `encode_text` does, each alone."""
+  """Cutting to fill rows is cutting into blocks as `render_many` does, each alone."""
   examples = documents([5, 15, 9], vocabulary=50)
   packed = eval_batches(examples, 4, max_length=T, pack='concat')
   blocks = [
@@ -298,7 +298,8 @@ def test_best_fit_fills_rows_of_reviews(length, every, minilm, reviews):
   """At least 97% of the slots hold tokens of whole reviews, cut where they exceed a row."""
   rows = data.read(reviews)[::every]
   tokenizer = tokenizers.Tokenizer.from_file(str(minilm / 'tokenizer.json'))
-  encoded = data.encode_text(rows, tokenizer, text='text', max_length=length, bos=101, eos=102)
+  tok = data.Tokenizer(tokenizer, data.SpecialTokens(bos=101, eos=102))
+  encoded = data.render_many(tok, rows, max_length=length)
   steps = int(steps_per_epoch(encoded.examples, 8, max_length=length, pack='best_fit'))
   stream = batches(encoded.examples, 8, max_length=length, seed=0, pack='best_fit')
   assert data.fill(itertools.islice(stream, steps)) > 0.99

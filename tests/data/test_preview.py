@@ -3,14 +3,12 @@
 import jax.numpy as jnp
 import numpy as np
 
-from jaxtune.data import encode_classification, encode_completions, eval_batches, preview
+from jaxtune.data import encode_classification, eval_batches, preview, render_many
 
 
-def test_packed_completions(bytewise):
-  rows = [{'q': 'ab', 'a': 'cd'}, {'q': 'e\n', 'a': 'f'}]
-  encoded = encode_completions(
-    rows, bytewise, prompt='q', completion='a', max_length=12, bos=0, eos=1
-  )
+def test_packed_completions(bytewise, begun):
+  rows = [{'prompt': 'ab', 'completion': 'cd'}, {'prompt': 'e\n', 'completion': 'f'}]
+  encoded = render_many(begun, rows, max_length=12)
   (batch,) = eval_batches(encoded.examples, 2, max_length=12, pack=True)
   assert preview(batch, bytewise) == '\n'.join(
     [
