@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from jaxtune.data.row import place
+from jaxtune.data.row import check_characters, place
 from jaxtune.typing import InputError
 
 
@@ -69,12 +69,9 @@ def strings(records: Sequence[Mapping[str, Any]], name: str, source: str = 'the 
   for number, (record, value) in enumerate(zip(records, values, strict=True), 1):
     if not isinstance(value, str):
       raise InputError(
-        f'{place(record, number, source)}: {name!r} is {value!r}, which is not a string; choose '
-        'a column of text'
+        f'{place(record, number, source)}: {name!r} is {value!r:.40}, which is not a string; '
+        'choose a column of text'
       )
-    if not value.isascii() and any('\ud800' <= character <= '\udfff' for character in value):
-      raise InputError(
-        f'{place(record, number, source)}: {name!r} holds half a character ({value[:40]!a}), as '
-        'JSON writes with a lone \\ud800; correct or remove the row'
-      )
+    if not value.isascii():
+      check_characters(value, f'{place(record, number, source)}: {name!r}')
   return values

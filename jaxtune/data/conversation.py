@@ -5,6 +5,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from jaxtune.data.lines import loads
+from jaxtune.data.row import check_characters
 from jaxtune.typing import InputError
 
 Message = dict[str, Any]
@@ -18,12 +19,10 @@ _ROLES = {
   'function_call': 'assistant',
   **dict.fromkeys(('function', 'function_response', 'observation', 'tool_response'), 'tool'),
 }
-
-
 _KEYS = (('role', 'from'), ('content', 'value'), ('tool_calls',))
 
 
-def conversation(value: Any, place: str) -> list[Message]:
+def turns_of(value: Any, place: str) -> list[Message]:
   """Turns of `{role, content}` from turns of role and content or ShareGPT's from and value.
 
   Roles become system, user, assistant and tool; ShareGPT's `function_call`, whose value is JSON
@@ -33,17 +32,9 @@ def conversation(value: Any, place: str) -> list[Message]:
   written as JSON text, for tables.
 
   Raises:
-    InputError: a turn that is none, an unknown role, content that is no text, an empty turn (a
-      tool may answer nothing), or an order that cannot be: a system message after the first turn,
-      an assistant before any user, a tool's answer without a call.
+    InputError: no turns, a turn that is none, an unknown role, content that is no text, or an empty
+      turn (a tool may answer nothing). Their order is not looked at: they may go on from others.
   """
-  turns = turns_of(value, place)
-  check_order(turns, place)
-  return turns
-
-
-def turns_of(value: Any, place: str) -> list[Message]:
-  """As `conversation`, without a look at their order: the turns may go on from others."""
   turns = [_message(turn, f'{place}[{n}]') for n, turn in enumerate(listed(value, place, 'turns'))]
   if not turns:
     raise InputError(f'{place} has no turns; give it some or remove the row')
@@ -51,7 +42,12 @@ def turns_of(value: Any, place: str) -> list[Message]:
 
 
 def check_order(turns: Sequence[Message], place: str) -> None:
-  """Refuses an order of roles that no conversation has."""
+  """Refuses an order of roles that no conversation has.
+
+  Raises:
+    InputError: a system message after the first turn, an assistant before any user, or a tool's
+      answer without a call.
+  """
   before: Message = {'role': ''}
   for number, turn in enumerate(turns):
     role, where = turn['role'], f'{place}[{number}]'
@@ -102,15 +98,7 @@ def text(value: Any, place: str) -> str:
     value = ''.join(_part(part, f'{place}[{n}]') for n, part in enumerate(value))
   if not isinstance(value, str):
     raise InputError(f'{place} is {short_of(value)}, which is not a text; write a string')
-  if not value.isascii():
-    try:
-      value.encode()
-    except UnicodeEncodeError as error:
-      around = value[max(0, error.start - 20) : error.start + 20]
-      raise InputError(
-        f'{place} holds half a character ({around!a}), as JSON writes with a lone \\ud800; correct '
-        'or remove the row'
-      ) from None
+  check_characters(value, place)
   return value
 
 

@@ -13,6 +13,7 @@ import tokenizers
 
 from jaxtune.data.column import column, strings
 from jaxtune.data.encode import Example
+from jaxtune.data.row import place
 from jaxtune.typing import InputError
 
 Record = dict[str, Any]
@@ -45,10 +46,10 @@ def label_places(
   """
   places = {name: i for i, name in enumerate(names)}
   values = [str(value).strip() for value in column(records, field, source)]
-  for number, value in enumerate(values, 1):
+  for number, (record, value) in enumerate(zip(records, values, strict=True), 1):
     if value not in places:
       raise InputError(
-        f'{source}: row {number}: column {field!r} is {value!r}, which is none of the labels '
+        f'{place(record, number, source)}: column {field!r} is {value!r}, which is none of the labels '
         f'{", ".join(names)}; correct the row, or give the label a word'
       )
   return np.array([places[value] for value in values])
@@ -134,7 +135,7 @@ def prompts(
   for number, (row, tokens) in enumerate(zip(records, ids, strict=True), 1):
     if positions is not None and len(tokens) + longest > positions:
       raise InputError(
-        f'row {number} ({str(row[text])[:40]!r}): its prompt and a word are '
+        f'{place(row, number)} ({str(row[text])[:40]!r}): its prompt and a word are '
         f'{len(tokens) + longest:,} tokens, but the model has {positions:,} positions; show fewer '
         'examples or cut the texts at fewer tokens'
       )
@@ -203,9 +204,10 @@ def _cut(
 ) -> tuple[list[Record], int]:
   """The records with texts of at most `max_length` tokens, and how many were longer."""
   texts = strings(records, text)
-  for number, value in enumerate(texts, 1):
+  for number, (record, value) in enumerate(zip(records, texts, strict=True), 1):
     if not value.strip():
-      raise InputError(f'row {number}: column {text!r} is empty; give it a text or remove the row')
+      where = place(record, number)
+      raise InputError(f'{where}: column {text!r} is empty; give it a text or remove the row')
   if max_length is None:
     return list(records), 0
   kept, truncated = [], 0

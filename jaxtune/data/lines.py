@@ -11,7 +11,7 @@ import zlib
 from collections.abc import Iterator
 from typing import Any, BinaryIO
 
-from jaxtune.data.row import Row
+from jaxtune.data.row import Row, check_characters
 from jaxtune.typing import InputError
 
 # A record after which reading goes on at byte `at` (of the unpacked file), `number` lines read.
@@ -190,7 +190,7 @@ def loads(place: str, text: str) -> Any:
   except (ValueError, RecursionError) as error:  # a key twice, a number or a nesting without end
     raise InputError(f'{place}: cannot read the JSON ({error}); mend it there') from None
   if '\\u' in text:
-    _check_characters(place, value)
+    check_characters(json.dumps(value, ensure_ascii=False), place)
   return value
 
 
@@ -204,17 +204,6 @@ def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 
 _decoder = json.JSONDecoder(object_pairs_hook=_once)
-
-
-def _check_characters(place: str, value: Any) -> None:
-  try:
-    json.dumps(value, ensure_ascii=False).encode()
-  except UnicodeEncodeError as error:
-    text = error.object[max(0, error.start - 20) : error.start + 20]
-    raise InputError(
-      f'{place}: half a character in {text!a}, as JSON writes with a lone \\ud800; correct or '
-      'remove the row'
-    ) from None
 
 
 def an_object(place: str, value: Any) -> dict[str, Any]:

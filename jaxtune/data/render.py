@@ -1,7 +1,6 @@
 """Records to tokens, each with whether it is learned: the one door from texts and conversations."""
 
 import functools
-import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, Literal, NamedTuple
 
@@ -10,7 +9,7 @@ import tokenizers
 
 from jaxtune.data import pieces, turns
 from jaxtune.data.encode import Encoded, Example
-from jaxtune.data.row import place
+from jaxtune.data.row import check_characters, place
 from jaxtune.data.tokenizer import Tokenizer
 from jaxtune.typing import InputError
 
@@ -19,7 +18,6 @@ Rendered = tuple[np.ndarray, np.ndarray]  # tokens int32 [T], learned bool [T]
 
 _SUPERVISE = ('assistant', 'last', 'completion', 'all')
 _BLOCK = 4096  # records tokenized at a time: offsets of more would fill the memory
-_HALF = re.compile('[\ud800-\udfff]')
 
 
 class Written(NamedTuple):
@@ -191,11 +189,7 @@ def _write(tok: Tokenizer, record: Mapping[str, Any], supervise: Supervise) -> W
   if not isinstance(record, Mapping):
     raise InputError(f'{record!r:.40} is not a record; give a dict')
   written = _form(record)(tok, record, supervise)
-  if not written.text.isascii() and (half := _HALF.search(written.text)):
-    raise InputError(
-      f'it holds half a character ({half[0]!a}), as JSON writes with a lone \\ud800; correct or '
-      'remove it'
-    )
+  check_characters(written.text, 'it')
   return written
 
 

@@ -3,6 +3,8 @@
 from collections.abc import Iterable, Mapping
 from typing import Any
 
+from jaxtune.typing import InputError
+
 
 class Row(dict[str, Any]):
   """A record as any other dict, with `place`, as 'reviews.jsonl: line 12'.
@@ -23,3 +25,17 @@ class Row(dict[str, Any]):
 def place(record: Mapping[str, Any], number: int, source: str = 'the data') -> str:
   """Where a record stands: what it knows itself, else its number from 1 in `source`."""
   return record.place if isinstance(record, Row) else f'{source}: row {number}'
+
+
+def check_characters(text: str, where: str) -> None:
+  """Refuses a text that UTF-8 cannot hold."""
+  if text.isascii():
+    return
+  try:
+    text.encode()
+  except UnicodeEncodeError as error:
+    around = text[max(0, error.start - 20) : error.start + 20]
+    raise InputError(
+      f'{where} holds half a character ({around!a}), as JSON writes with a lone \\ud800; correct '
+      'or remove the row'
+    ) from None

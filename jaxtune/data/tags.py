@@ -9,7 +9,7 @@ import tokenizers
 from jaxtune.data.column import column
 from jaxtune.data.encode import Encoded, Example
 from jaxtune.data.encodings import encodings, spaced
-from jaxtune.data.row import place
+from jaxtune.data.row import check_characters, place
 from jaxtune.typing import InputError
 
 Record = dict[str, Any]
@@ -150,9 +150,8 @@ def _lists(records: Sequence[Record], field: str, strings: bool = False) -> list
           f'{where}: {field!r} holds {str(entry)[:40]!r} ({type(entry).__name__}); give a list '
           f'of {wanted}'
         )
-      if isinstance(entry, str) and (not entry or any('\ud800' <= c <= '\udfff' for c in entry)):
-        raise InputError(
-          f'{where}: {field!r} holds {entry!a}, which is empty or half a character; correct or '
-          'remove the row'
-        )
+      if entry == '':
+        raise InputError(f'{where}: {field!r} holds an empty one; correct or remove the row')
+      if isinstance(entry, str):
+        check_characters(entry, f'{where}: {field!r}')
   return [list(value) for value in values]

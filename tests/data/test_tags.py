@@ -74,8 +74,8 @@ BAD = [
   ({'tokens': [5], 'tags': ['O']}, r"row 2: 'tokens' holds '5' \(int\); give a list of words"),
   ({'tokens': ['a'], 'tags': [None]}, r"row 2: 'tags' holds 'None' \(NoneType\)"),
   ({'tokens': ['a'], 'tags': [True]}, r"row 2: 'tags' holds 'True' \(bool\)"),
-  ({'tokens': [''], 'tags': ['O']}, "row 2: 'tokens' holds '', which is empty or half"),
-  ({'tokens': ['\ud800'], 'tags': ['O']}, 'empty or half a character'),
+  ({'tokens': [''], 'tags': ['O']}, "row 2: 'tokens' holds an empty one"),
+  ({'tokens': ['\ud800'], 'tags': ['O']}, 'holds half a character'),
   ({'words': ['a'], 'tags': ['O']}, "no column 'tokens'; it has words, tags"),
 ]
 

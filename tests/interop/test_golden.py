@@ -25,7 +25,19 @@ def given_and_wanted(name):
   return given, given.pop('outputs')
 
 
-@pytest.mark.parametrize('name', NAMES)
+SLOW = (
+  'gemma2',
+  'mixtral',
+  'clip',
+  'modernbert',
+  'roberta',
+  'smollm3',
+)  # beside others much like them
+
+
+@pytest.mark.parametrize(
+  'name', [pytest.param(n, marks=pytest.mark.slow) if n in SLOW else n for n in NAMES]
+)
 def test_outputs_are_those_of_transformers(name):
   model, params = interop.load(GOLDEN / name)
   given, want = given_and_wanted(name)

@@ -89,6 +89,7 @@ def test_what_the_files_hold(tuned, tmp_path):
   assert interop.load_labels(tmp_path / 'a') is None
 
 
+@pytest.mark.slow
 def test_segments_of_unlike_rank(llama, tmp_path):
   source = llama()
   model, base = interop.load(source)

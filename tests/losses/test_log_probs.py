@@ -43,6 +43,7 @@ def test_each_is_that_of_its_own_token():
     )
 
 
+@pytest.mark.slow
 def test_chunks_change_neither_values_nor_gradients():
   weights = RNG.normal(0, 1, (3, 6)).astype(np.float32)
 

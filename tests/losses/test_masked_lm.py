@@ -116,6 +116,7 @@ def test_the_loss_is_that_of_the_hidden_tokens(chunk, packed):
   np.testing.assert_allclose(loss.metrics['accuracy'], right.sum())
 
 
+@pytest.mark.slow
 def test_steps_hide_other_tokens_and_have_gradients():
   _, params, objective = built()
 

@@ -41,7 +41,10 @@ TOKENS = np.random.default_rng(0).integers(0, 30, (2, 12))
 PIECES = (slice(0, 4), slice(4, 8), slice(8, 12))  # of one length, so that one program serves all
 
 
-@pytest.mark.parametrize('name', CONFIGS)
+@pytest.mark.parametrize(
+  'name',
+  [n if n in ('llama', 'gemma') else pytest.param(n, marks=pytest.mark.slow) for n in CONFIGS],
+)
 def test_pieces_are_the_whole(name):
   """Also the pieces of a shorter row that is padded on the left, as they are without padding."""
   model = models.build(CONFIGS[name])
@@ -61,6 +64,7 @@ def test_pieces_are_the_whole(name):
   assert int(cache.length) == 12 and cache.positions.tolist() == [12, 7]
 
 
+@pytest.mark.slow
 def test_a_cache_in_half_precision_holds_what_it_can():
   model = models.build(BASE)
   params = jax.jit(model.init)(jax.random.key(1))

@@ -176,6 +176,7 @@ def test_an_encoder_alone_returns_its_states(params):
   np.testing.assert_allclose(states[1, 2:7], short[0], atol=2e-4)
 
 
+@pytest.mark.slow
 def test_cutting_and_recomputing_change_neither_values_nor_gradients(params):
   def gradient(model):
     def total(params):
@@ -208,6 +209,7 @@ def test_every_leaf_has_one_name_an_axis_and_every_layer_matrix_an_adapter(param
   )
 
 
+@pytest.mark.slow
 def test_lanes_are_models_of_their_own(params):
   two = jax.tree.map(lambda x: np.stack([x, 0.9 * x]), params)
   got = jax.vmap(lambda p: MODEL.apply(p, TOKENS, targets=TARGETS))(two)

@@ -122,6 +122,7 @@ def test_update_rules_see_the_matrices_of_experts():
   np.testing.assert_allclose(got, alone, rtol=1e-4, atol=1e-6)
 
 
+@pytest.mark.slow
 def test_gradients_reach_router_and_experts():
   params = jax.jit(DECODER.init)(jax.random.key(0))
   tokens = jnp.arange(10).reshape(2, 5)

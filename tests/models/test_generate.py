@@ -76,6 +76,7 @@ def test_each_row_ends_at_its_own_eos():
   assert {len(row.tokens) for row in rows} != {12}
 
 
+@pytest.mark.slow
 def test_long_prompts_and_long_texts_grow_out_of_their_first_sizes(monkeypatch):
   prompts = [PROMPTS[0] * 5, PROMPTS[1]]
   want = generate(MODEL, PARAMS, prompts, max_tokens=30)
