@@ -49,8 +49,8 @@ def label_places(
   for number, (record, value) in enumerate(zip(records, values, strict=True), 1):
     if value not in places:
       raise InputError(
-        f'{place(record, number, source)}: column {field!r} is {value!r}, which is none of the labels '
-        f'{", ".join(names)}; correct the row, or give the label a word'
+        f'{place(record, number, source)}: column {field!r} is {value!r}, which is none of the '
+        f'labels {", ".join(names)}; correct the row, or give the label a word'
       )
   return np.array([places[value] for value in values])
 
