@@ -79,6 +79,8 @@ def read(
   for name, records in texts.items():
     if found.kind in RENDERED:
       made = data.render_many(tok, records, supervise, source=path)
+      for record, (_, learned) in zip(records, made, strict=True):
+        learned &= record.get('completion') != ''  # runs leave these rows out
     else:
       made = _encoded(tok, found.kind, records)
     for row, (tokens, learned) in zip(parts, made, strict=True):

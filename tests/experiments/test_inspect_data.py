@@ -138,6 +138,11 @@ def test_tagged_words_have_the_spaces_that_a_run_gives_them(inspect, model, tmp_
   assert re.search(r"learned  'f'\s+seen     'ilm'\s+learned  ' '\s+seen     'x'", shown)
 
 
+def test_empty_completions_are_told(inspect, model, tmp_path, capsys):
+  path = write(tmp_path / 'rows.jsonl', [{'prompt': 'film', 'completion': c} for c in (' x', '')])
+  assert 'warning: 1 of 2 have nothing to learn' in inspect(capsys, path=path, model=model)
+
+
 def test_bad_input(inspect, model, tmp_path, capsys):
   path = write(tmp_path / 'rows.jsonl', [{'messages': [{'role': 'user', 'content': 'x'}]}])
   with pytest.raises(InputError, match='line 1'):
