@@ -105,7 +105,7 @@ def get_config() -> ml_collections.ConfigDict:
   config.eval.batch_size = 64
 
   # experiments.evaluate of a language model. With task=classification it asks for the label of each
-  # test row and takes the one whose word is likeliest, see jaxtune.data.prompts.
+  # test row and takes the one whose word is likeliest, see jaxtune.data.few_shot.
   config.evaluate = ml_collections.ConfigDict()
   config.evaluate.rows = 0  # of the test rows; 0 for all
   config.evaluate.prompt = '{text}'  # a template over the columns of a row
