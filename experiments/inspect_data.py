@@ -97,9 +97,8 @@ def facts(found: records.Inspected, measured: sizes.Sizes) -> dict[str, str]:
 def record(tok: data.Tokenizer, found: records.Inspected, row: int) -> page.Record:
   """A record with its parts as tokens; what is not text stands in the title."""
   values = found.records[row]
-  parts = [
-    (part.name, records.tokens(tok.encoder, part, MAX_LENGTH.value)) for part in found.parts[row]
-  ]
+  cut = None if found.kind == 'text' else MAX_LENGTH.value  # a document goes on in the next row
+  parts = [(part.name, records.tokens(tok.encoder, part, cut)) for part in found.parts[row]]
   counts = '; '.join(
     f'{p.name} {len(p.tokens):,} tokens, {int(p.learned.sum()):,} learned'.strip()
     for p in found.parts[row]

@@ -98,6 +98,12 @@ def test_what_is_cut_is_shown_and_told(inspect, model, tmp_path, capsys):
   assert 'warning: at 45 tokens 1 of 2 are cut: 1 answers lose their end' in shown
 
 
+def test_documents_go_on_in_the_next_row(inspect, model, tmp_path, capsys):
+  path = write(tmp_path / 'rows.jsonl', [{'text': 'film was good'}])
+  shown = inspect(capsys, path=path, model=model, max_length=8, pack='none')
+  assert "learned  'ilm was good<|endoftext|>'" in shown and not re.search('^cut  ', shown, re.M)
+
+
 def test_preferences_stand_beside_each_other(inspect, model, tmp_path, capsys):
   shown = inspect(capsys, path=write(tmp_path / 'choices.jsonl', CHOICES), model=model)
   assert re.search(r'chosen +\| rejected', shown)
