@@ -184,7 +184,7 @@ def loads(place: str, text: str) -> Any:
     # JSON's own line number counts from the start of `text`, a column is right for one line only.
     where = f'line {error.lineno}, ' if '\n' in text.rstrip() else ''
     raise InputError(
-      f'{place}: not JSON ({error.msg} at {where}column {error.colno}): '
+      f'{place}: not JSON ({error.msg.removesuffix(" at")} at {where}column {error.colno}): '
       f'{short(text, error.pos)}; mend it there'
     ) from None
   except (ValueError, RecursionError) as error:  # a key twice, a number or a nesting without end
