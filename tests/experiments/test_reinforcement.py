@@ -46,6 +46,7 @@ def configured(configure, values):
   return config
 
 
+@pytest.mark.slow
 def test_a_run_draws_scores_and_resumes(
   configure, values, launch, tmp_path, interrupt_at, assert_same_export
 ):
