@@ -29,6 +29,8 @@ def get_config() -> ml_collections.ConfigDict:
   config.data.columns = ml_collections.ConfigDict()
   # What is learned of conversations: assistant (all of its turns), last, completion, or all tokens.
   config.data.supervise = 'assistant'
+  # Whether texts and completions end with the token that ends a text; False where they were cut.
+  config.data.end = True
   config.data.max_length = 128  # tokens; longer texts are cut at the right, counted and reported
   config.data.valid = 0.05  # held out to choose the best step: a fraction, or a count from 1 up
   config.data.test = 0.1  # held out for the final numbers, never used to choose anything

@@ -22,6 +22,7 @@ def get_config():
   config.export.base = 'HuggingFaceTB/SmolLM2-135M-Instruct'
   config.data.path = 'runs/continuations/pairs.jsonl'
   config.data.max_length = 48
+  config.data.end = False  # continuations were cut, they did not end
   config.data.valid = 16.0
   config.data.test = 16.0
   config.optim.lr = 3e-4

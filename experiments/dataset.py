@@ -196,6 +196,8 @@ def encode_rows(
   config: Config, tok: data.Tokenizer, rows: Sequence[Record], names: tuple[str, ...]
 ) -> data.Encoded:
   """Rows, as `read_rows` gives, as examples of the configured task."""
+  if not config.data.end:
+    tok = dataclasses.replace(tok, special=tok.special._replace(eos=None))
   return tasks.TASKS[config.task].encode(config, tok, rows, names)
 
 
