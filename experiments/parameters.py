@@ -20,7 +20,7 @@ def streams(config: Config) -> jax.Array:
 
 def pretrained(config: Config, source: str, **options: Any) -> tuple[ModelSpec, Params]:
   """The model of a folder or file, with as many of its layers as the configuration wants."""
-  model, params = interop.load(source, **options)
+  model, params = interop.load(source, dtype=config.dtype or None, **options)
   return models.student(model, params, config.layers) if config.layers else (model, params)
 
 
