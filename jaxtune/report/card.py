@@ -49,7 +49,7 @@ def adapter_card(
     tags: what a search on the Hub may find it by.
   """
   pipeline, auto_class = _TASKS.get(task, _LANGUAGE)
-  outputs = len(labels) or (1 if task in ('regression', 'reward') else 0)
+  outputs = 1 if task in ('regression', 'reward') else len(labels) if task in _TASKS else 0
   argument = f', num_labels={outputs}' if outputs else ''
   head: dict[str, Any] = {'library_name': 'peft', 'base_model': base_model}
   head |= {'license': license} if license else {}

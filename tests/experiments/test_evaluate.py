@@ -232,7 +232,7 @@ def test_a_run_from_before_there_were_these_keys(finished, command, tmp_path, ca
   'values, match',
   [
     ({'evaluate.shots': 60}, 'take 30 rows labelled .* to draw from; ask for fewer shots'),
-    ({'evaluate.shots': 20}, r'row 1 \(.*the model has 160 positions; show fewer examples or cut'),
+    ({'evaluate.shots': 20}, r'line \d+ .*the model has 160 positions; show fewer examples'),
     ({'evaluate.words': 'bad=same,good=same'}, "labels 'bad' and 'good'.*are the same tokens"),
     ({'evaluate.words': 'good=fine,so=so'}, "'label' is 'bad', which is none of the labels good"),
     ({'evaluate.words': 'good'}, 'evaluate.words is .*give each label one word, as in 0='),
@@ -255,7 +255,7 @@ def test_what_cannot_be_measured(decoder, configure, values, match):
 def test_an_empty_text(decoder, configure, tmp_path):
   (tmp_path / 'rows.csv').write_text('text,label\na fine film,good\n" ",bad\n')
   config = configure(values={'model': str(decoder), **ASK})
-  with pytest.raises(InputError, match="row 2: column 'text' is empty; give it a text"):
+  with pytest.raises(InputError, match="line 3: column 'text' is empty; give it a text"):
     start.start(config, None, data=str(tmp_path / 'rows.csv'))
 
 

@@ -209,7 +209,9 @@ def test_predict_writes_rows_of_different_columns_and_prints(finished, command, 
   assert [row['note'] for row in rows] == ['', 'späť']
 
 
-@pytest.mark.parametrize('name', ['regression lora', 'regression full'])
+@pytest.mark.parametrize(
+  'name', ['regression lora', pytest.param('regression full', marks=pytest.mark.slow)]
+)
 def test_predict_gives_numbers_for_a_regression(name, job, command, files, tmp_path):
   target = tmp_path / 'numbers.csv'
   assert command('predict', workdir=job(name), input=files / 'films.csv', output=target) == 0
@@ -219,7 +221,7 @@ def test_predict_gives_numbers_for_a_regression(name, job, command, files, tmp_p
 
 
 def test_predict_refuses_a_language_model(job, command, files):
-  with pytest.raises(InputError, match='holds a language model'):
+  with pytest.raises(InputError, match='holds a run for causal_lm'):
     command('predict', workdir=job('pairs lora'), input=files / 'films.csv')
 
 

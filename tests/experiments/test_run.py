@@ -94,7 +94,7 @@ def test_another_seed_is_another_run(finished, configure, launch, tmp_path, expo
   assert all(not np.array_equal(a[name], b[name]) for name in a if 'lora' in name)
 
 
-@pytest.mark.parametrize('save_every', [1, 0])
+@pytest.mark.parametrize('save_every', [1, pytest.param(0, marks=pytest.mark.slow)])
 def test_interrupted_and_started_again_is_bitwise_the_same(
   finished,
   configure,

@@ -85,7 +85,7 @@ TASKS = {
     {'objective.name': 'distillation', 'layers': 1, 'method.name': 'full'},
   ),
 }
-ALWAYS = ('preference', 'reinforcement')
+ALWAYS = ('preference',)
 
 
 @pytest.fixture

@@ -330,6 +330,7 @@ def test_jit_is_eager_and_scan_is_a_loop():
   )
 
 
+@pytest.mark.slow
 def test_a_stack_is_its_layers_and_lanes_are_runs():
   """A row alike: blocks never cross the axes before the last."""
   tx, params = adamw_8bit(1e-2), numbers(0)

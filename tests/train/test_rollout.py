@@ -159,6 +159,7 @@ def once(params):
   return prepared(params, losses.grpo(MODEL))
 
 
+@pytest.mark.slow
 def test_a_policy_learns_what_is_rewarded(once, roll):
   lines = []
   train.fit(fresh(once), batches(), steps=20, roll=roll, log=lines.append)

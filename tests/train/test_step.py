@@ -49,6 +49,7 @@ def test_step_is_gradient_descent_on_the_mean():
   assert int(state.step) == 1
 
 
+@pytest.mark.slow
 def test_plain_optax_optimizers_work_and_have_no_learning_rate_to_show(tiny):
   step = jax.jit(train.make_step(tiny.objective, optax.adam(1e-3)))
   state = train.init_state(tiny.trainable, optax.adam(1e-3), jax.random.key(0))
@@ -108,7 +109,9 @@ def test_the_optimizer_gets_the_weight_of_the_batch():
   np.testing.assert_allclose(cut, whole, rtol=1e-6)
 
 
-@pytest.mark.parametrize('accumulate', [2, 4, 8])
+@pytest.mark.parametrize(
+  'accumulate', [2, *(pytest.param(n, marks=pytest.mark.slow) for n in (4, 8))]
+)
 def test_accumulation_equals_the_large_batch(accumulate):
   """Rows have very different numbers of supervised tokens: means of means would be wrong."""
   model = models.decoder(
@@ -241,7 +244,14 @@ def sharded(tiny, sizes):
   return mesh, jax.device_put(state, states), frozen, step
 
 
-@pytest.mark.parametrize('sizes', [{'data': 8}, {'fsdp': 8}, {'data': 2, 'fsdp': 4}], ids=str)
+@pytest.mark.parametrize(
+  'sizes',
+  [
+    {'fsdp': 8},
+    *(pytest.param(s, marks=pytest.mark.slow) for s in ({'data': 8}, {'data': 2, 'fsdp': 4})),
+  ],
+  ids=str,
+)
 def test_sharded_equals_one_device(tiny, sizes):
   optimizer = tiny.optimizer()
   alone = jax.jit(train.make_step(tiny.objective, optimizer))
