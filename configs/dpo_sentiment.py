@@ -10,6 +10,9 @@ is best and which is worst.
   python -m experiments.finetune --config=configs/dpo_sentiment.py --workdir=runs/dpo_sentiment
   python -m experiments.sentiment_score --classifier=runs/classifier \
     --openings=runs/continuations/held_out.jsonl --workdir=runs/dpo_sentiment
+
+Expect the score of held-out continuations to go up by about 0.9 nats, from half positive to three
+quarters, at a divergence of 2.5 nats a continuation (benchmarks/RESULTS.md).
 """
 
 from configs import base

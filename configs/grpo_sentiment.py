@@ -9,6 +9,9 @@ The policy and the judge of configs/dpo_sentiment.py; the classifier's log-odds 
   python -m experiments.finetune --config=configs/grpo_sentiment.py --workdir=runs/grpo_sentiment
   python -m experiments.sentiment_score --classifier=runs/classifier \
     --openings=runs/continuations/held_out.jsonl --workdir=runs/grpo_sentiment
+
+Expect the score of held-out continuations to go up by about 1.5 nats, from half positive to nearly
+nine in ten, at a divergence of 5 nats a continuation (benchmarks/RESULTS.md).
 """
 
 from configs import base
