@@ -124,6 +124,7 @@ def test_ours_in_peft(folders, tmp_path, method, name, task):
     ours(model, tuned, task, name),
     theirs(peer, task, name),
     f'{name} {task} {method}, ours in PEFT',
+    mask=MASK,
   )
 
 
@@ -175,6 +176,7 @@ def test_theirs_in_ours(folders, tmp_path, method, name, task):
     theirs(tuned, task, name),
     ours(model, read, task, name),
     f'{name} {task} {method}, PEFT in ours',
+    mask=MASK,
   )
   trainable, _ = adapt.trainable(read)
   assert trainable['prefix' if 'pre' in kind.lower() else 'prompt']
