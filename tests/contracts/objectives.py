@@ -183,22 +183,6 @@ def batch_of(name: str) -> dict[str, Any]:
   return {**ROWS[name].batch, 'weight': np.float32([1, 2, 0.5, 1, 1, 0.25, 1, 3])}
 
 
-def filled(batch: Mapping[str, Any]) -> dict[str, Any]:
-  """With more padding, and copies of the last row that have weight 0, as batches are filled."""
-
-  def one(key: str, value: Any) -> Any:
-    if isinstance(value, Mapping):
-      return {k: one(k, v) for k, v in value.items()}
-    value = np.concatenate([value, value[-1:], value[-1:]])
-    if value.shape[1:2] == (T,):
-      value = np.pad(value, [(0, 0), (0, 2)] + [(0, 0)] * (value.ndim - 2))
-    if key in ('weight', 'supervised'):
-      value[-2:] = 0
-    return value
-
-  return {key: one(key, value) for key, value in batch.items()}
-
-
 def with_noise(batch: Mapping[str, Any]) -> dict[str, Any]:
   """With other tokens, and tags, in the padding."""
   found = {k: with_noise(v) if isinstance(v, Mapping) else v for k, v in batch.items()}

@@ -59,9 +59,7 @@ TASKS = {
     'decoder',
     {'objective.reference': 'cached', 'objective.options.kind': 'ipo', 'method.name': 'full'},
   ),
-  'preference simpo': ('preference', 'decoder', {'objective.name': 'simpo'}),
   'unpaired_preference': ('unpaired', 'decoder', {}),
-  'unpaired_preference bco': ('unpaired', 'decoder', {'objective.name': 'bco'}),
   'reward': ('preference', 'decoder', {}),
   'reinforcement': (
     'prompt',

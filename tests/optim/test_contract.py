@@ -232,7 +232,7 @@ def test_masked_leaves_are_left_alone(name):
   assert_close(update(masked, gradient, params), expected)
 
 
-@each()
+@each(among=OURS)
 def test_sharded_is_unsharded(name):
   tx, params = make(name, clip_norm=1.0), numbers(0)
   mesh = jax.make_mesh((2, 4), ('data', 'fsdp'), axis_types=(jax.sharding.AxisType.Auto,) * 2)
