@@ -1,6 +1,6 @@
 """What every update rule keeps: jaxtune's own and every one of Optax.
 
-A dozen rules run always, the others are marked `slow`.
+Half a dozen rules run always, the others are marked `slow`.
 """
 
 import functools
@@ -17,8 +17,7 @@ from jaxtune import optim
 from jaxtune.optim import by_name
 
 # The default suite's; the slow suite has all others.
-CORE = ('gradient_descent', 'momentum', 'adaptive_rate', 'adamw', 'adafactor', 'muon')
-CORE += ('schedule_free_adamw', 'lora_rite', 'in_subspace', 'quantize_state')
+CORE = ('adaptive_rate', 'adamw', 'adafactor', 'muon', 'in_subspace', 'quantize_state')
 # dpsgd wants a gradient for each example; optimistic_adam gave way to its second version.
 LEFT_OUT = ('dpsgd', 'optimistic_adam')
 
@@ -258,7 +257,7 @@ def test_sharded_is_unsharded(name):
   assert_close(a, b, **LOOSE.get(name, {'rtol': 1e-4, 'atol': 1e-5}))
 
 
-@each()
+@each(among=OURS)
 def test_states_come_back_from_orbax_bit_for_bit(name, tmp_path):
   tx, params = make(name, **floats(name)), numbers(0, jnp.bfloat16)
   _, state = jax.jit(stepper(name, tx))(params, tx.init(params), numbers(1, jnp.bfloat16))
