@@ -68,6 +68,37 @@ def trainable(params: Params) -> tuple[Params, Params]:
   return tree.partition(params, rules_of(params))
 
 
+def beside(params: Params, parts: Mapping[str, Any], undo: str) -> Adapted:
+  """The parameters with further ones beside them, frozen, that no method and no model knows.
+
+  Args:
+    params: what a method returned.
+    parts: top-level names and what they hold.
+    undo: the function that takes them out, for the error.
+
+  Raises:
+    InputError: no method was applied, or the parameters have an entry of that name.
+  """
+  rules = rules_of(params)
+  for name in parts:
+    if name in params:
+      raise InputError(
+        f'the parameters have an entry {name!r} already; take it out with adapt.{undo}'
+      )
+  return Adapted({**params, **parts}, (*map(_held, parts), *rules))
+
+
+def without(params: Params, *names: str) -> Adapted:
+  """The parameters as they were before `beside`, with what was trained since."""
+  held = {_held(name) for name in names}
+  kept = {name: leaf for name, leaf in params.items() if name not in names}
+  return Adapted(kept, [rule for rule in rules_of(params) if rule not in held])
+
+
+def _held(name: str) -> tuple[str, bool]:
+  return rf'^{name}/', False
+
+
 def widened(params: Adapted) -> Adapted:
   """The parameters with all that trains in float32."""
   train, frozen = trainable(params)

@@ -5,12 +5,11 @@ would be whole on every device.
 """
 
 from jaxtune import tree
-from jaxtune.adapt.adapted import Adapted, rules_of
+from jaxtune.adapt.adapted import Adapted, beside, without
 from jaxtune.adapt.lora import without_key
 from jaxtune.typing import InputError, Params
 
 TEACHER = 'teacher'  # a top-level name in the parameters
-_RULE = (rf'^{TEACHER}/', False)
 
 
 def with_teacher(params: Params, teacher: Params) -> Adapted:
@@ -27,18 +26,12 @@ def with_teacher(params: Params, teacher: Params) -> Adapted:
   Raises:
     InputError: no method was applied, or the parameters have an entry of that name.
   """
-  rules = rules_of(params)
-  if TEACHER in params:
-    raise InputError(
-      f'the parameters have an entry {TEACHER!r} already; take it out with adapt.without_teacher'
-    )
-  return Adapted({**params, TEACHER: dict(teacher)}, (_RULE, *rules))
+  return beside(params, {TEACHER: dict(teacher)}, 'without_teacher')
 
 
 def without_teacher(params: Params) -> Adapted:
   """The parameters as they were before `with_teacher`, with what was trained since."""
-  kept = {name: leaf for name, leaf in params.items() if name != TEACHER}
-  return Adapted(kept, [rule for rule in rules_of(params) if rule != _RULE])
+  return without(params, TEACHER)
 
 
 def student_and_teacher(params: Params) -> tuple[Params, Params]:

@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxtune import ops, tree
-from jaxtune.adapt.adapted import HEAD, Adapted, rules_of, trainable
+from jaxtune.adapt.adapted import HEAD, Adapted, beside, trainable, without
 from jaxtune.adapt.lora import LoRA, without_key
 from jaxtune.typing import Batch, InputError, Params, is_weight
 
@@ -79,13 +79,7 @@ def with_start(params: Params, fisher: Params | None = None) -> Adapted:
     InputError: no method was applied, the parameters have an entry of that name, or `fisher` is one
       of other parameters.
   """
-  rules = rules_of(params)
   parts = {START: trainable(params)[0]} | ({} if fisher is None else {FISHER: fisher})
-  for name in parts:
-    if name in params:
-      raise InputError(
-        f'the parameters have an entry {name!r} already; take it out with adapt.without_start'
-      )
   if fisher is not None:
     wrong = tree.difference(_shapes(parts[START]), _shapes(fisher))
     if wrong:
@@ -94,13 +88,12 @@ def with_start(params: Params, fisher: Params | None = None) -> Adapted:
     name: jax.tree.map(_hold, dict(params), dict(part), is_leaf=is_weight)
     for name, part in parts.items()
   }
-  return Adapted({**params, **held}, ((rf'^({START}|{FISHER})/', False), *rules))
+  return beside(params, held, 'without_start')
 
 
 def without_start(params: Params) -> Adapted:
   """The parameters as they were before `with_start`, with what was trained since."""
-  kept = {name: leaf for name, leaf in params.items() if name not in (START, FISHER)}
-  return Adapted(kept, rules_of(params)[1:] if START in params else rules_of(params))
+  return without(params, START, FISHER)
 
 
 def policy_and_reference(params: Params) -> tuple[Params, Params]:

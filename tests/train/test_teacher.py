@@ -44,6 +44,8 @@ def test_a_teacher_comes_and_goes(pair):
   back = adapt.without_teacher(adapt.with_start(held))
   assert adapt.rules_of(adapt.without_start(back)) == adapt.rules_of(params)
   assert jax.tree.structure(adapt.without_start(back)) == jax.tree.structure(params)
+  other = adapt.without_start(adapt.with_teacher(adapt.with_start(params), teacher))
+  assert adapt.rules_of(other) == adapt.rules_of(held)  # whichever is taken out first
   with pytest.raises(InputError, match="an entry 'teacher' already"):
     adapt.with_teacher(held, teacher)
   with pytest.raises(InputError, match='the parameters hold no teacher'):
