@@ -20,12 +20,10 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import jax
-import tokenizers
 from absl import flags
 
 from experiments import dataset, entry, tuned
 from jaxtune import data, interop, models, report
-from jaxtune.data import SpecialTokens
 from jaxtune.data.by_length import longest_first
 from jaxtune.models import ModelSpec, Piece
 from jaxtune.typing import InputError, Params
@@ -61,8 +59,7 @@ class Speaker(NamedTuple):
 
   model: ModelSpec
   params: Params
-  tokenizer: tokenizers.Tokenizer
-  special: SpecialTokens
+  tok: data.Tokenizer
   chats: bool
   encode: Callable[[str], list[int]]
 
@@ -108,11 +105,9 @@ def load() -> Speaker:
     # Nothing is lost, and XLA's products of bfloat16 take several times as long on a CPU.
     dtype = DTYPE.value or ('float32' if jax.default_backend() == 'cpu' else None)
     model, params = interop.load(source, dtype=dtype)
-    tokenizer, special = interop.load_tokenizer(source), interop.special_tokens(source)
-    chats = special.chat_template is not None if RAW.value is None else not RAW.value
-    return Speaker(
-      model, params, tokenizer, special, chats, lambda text: tokenizer.encode(text).ids
-    )
+    tok = interop.tokenizer(source)
+    chats = tok.special.chat_template is not None if RAW.value is None else not RAW.value
+    return Speaker(model, params, tok, chats, lambda text: tok.encoder.encode(text).ids)
   run = tuned.open_run(WORKDIR.value)
 
   def encode(text: str) -> list[int]:  # as the run's prompts were
@@ -121,17 +116,15 @@ def load() -> Speaker:
     (example,) = data.encode_prompts(run.tok, [{'prompt': text}], sys.maxsize).examples
     return example['tokens'].tolist()
 
-  return Speaker(
-    run.model, run.params, run.tok.encoder, run.tok.special, RAW.value is False, encode
-  )
+  return Speaker(run.model, run.params, run.tok, RAW.value is False, encode)
 
 
 def ask(speaker: Speaker, said: Sequence[Message]) -> list[int]:
   """The prompt of a conversation, as tokens; without a chat template that of its last message."""
   if speaker.chats:
-    text = data.render_chat(speaker.special, said)
-    return speaker.tokenizer.encode(text, add_special_tokens=False).ids
-  special = speaker.special
+    text = data.render_chat(speaker.tok.special, said)
+    return speaker.tok.encoder.encode(text, add_special_tokens=False).ids
+  special = speaker.tok.special
   begin = special.bos if special.bos is not None else special.eos
   return speaker.encode(said[-1]['content']) or ([] if begin is None else [begin])
 
@@ -147,9 +140,9 @@ def answer(
     max_tokens=MAX_TOKENS.value,
     sampling=sampling(),
     seed=seeds,
-    eos=speaker.special.ends,
+    eos=speaker.tok.special.ends,
     stop=STOP.value,
-    tokenizer=speaker.tokenizer,
+    tokenizer=speaker.tok.encoder,
   )
 
 

@@ -21,7 +21,7 @@ from jaxtune.interop.labels import check_labels
 from jaxtune.interop.names import Family, Tensors, bare_name, full_name, tensors_of
 from jaxtune.interop.peft.modules import VIRTUAL
 from jaxtune.interop.source import locate
-from jaxtune.interop.tokenizer import load_tokenizer, special_tokens
+from jaxtune.interop.tokenizer import tokenizer
 from jaxtune.interop.write import INDEX, carried, new_folder, write_json
 from jaxtune.models import ModelSpec
 from jaxtune.typing import InputError, Params
@@ -236,11 +236,12 @@ def _outputs(
 
 def _tokenizer_of_gguf(origin: pathlib.Path, fresh: pathlib.Path) -> dict[str, Any]:
   """Writes the tokenizer of a GGUF file; returns the ids that belong into `config.json`."""
-  tokenizer, special = load_tokenizer(origin), special_tokens(origin)
-  tokenizer.save(str(fresh / 'tokenizer.json'))
+  tok = tokenizer(origin)
+  special = tok.special
+  tok.encoder.save(str(fresh / 'tokenizer.json'))
   ids = {name: getattr(special, name) for name in ('bos', 'eos', 'pad')}
   named: dict[str, Any] = {'tokenizer_class': 'PreTrainedTokenizerFast'}
-  named |= {f'{k}_token': tokenizer.id_to_token(i) for k, i in ids.items() if i is not None}
+  named |= {f'{k}_token': tok.encoder.id_to_token(i) for k, i in ids.items() if i is not None}
   if special.chat_template is not None:
     named['chat_template'] = special.chat_template
   write_json(fresh / 'tokenizer_config.json', named)

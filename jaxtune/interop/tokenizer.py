@@ -20,7 +20,8 @@ def tokenizer(source: str | os.PathLike[str]) -> Tokenizer:
   Raises:
     InputError: as `load_tokenizer`.
   """
-  return Tokenizer(load_tokenizer(source), special_tokens(source))
+  encoder = load_tokenizer(source)
+  return Tokenizer(encoder, _special_tokens(locate(source), encoder))
 
 
 def load_tokenizer(source: str | os.PathLike[str]) -> tokenizers.Tokenizer:
@@ -59,7 +60,12 @@ def special_tokens(source: str | os.PathLike[str]) -> SpecialTokens:
     InputError: as `load_tokenizer`.
   """
   path = locate(source)
-  if not path.is_dir():
+  return _special_tokens(path, load_tokenizer(path) if path.is_dir() else None)
+
+
+def _special_tokens(path: pathlib.Path, own: tokenizers.Tokenizer | None) -> SpecialTokens:
+  """Those of a GGUF file, or of a folder whose tokenizer is `own`."""
+  if own is None or not path.is_dir():
     header = read_header(path)
     bos, eos, pad, *turn = (token_id(header, n) for n in ('bos', 'eos', 'padding', 'eot', 'eom'))
     tokens = field(header, 'tokenizer.ggml.tokens', [])
@@ -67,7 +73,6 @@ def special_tokens(source: str | os.PathLike[str]) -> SpecialTokens:
     texts = {name: tokens[i] for name, i in ids.items() if i is not None}
     template = field(header, 'tokenizer.chat_template', None)
     return SpecialTokens(bos, eos, pad, template, _ids(eos, *turn), texts)
-  own = load_tokenizer(path)
   named, config, generation = (
     _optional(path / f'{name}.json') for name in ('tokenizer_config', 'config', 'generation_config')
   )

@@ -92,7 +92,7 @@ def test_prompts_take_the_chat_template_unless_raw(script, chatty, plain):
   def asked(**values):
     module = script(prompt='', **values)
     speaker = module.load()
-    return speaker.tokenizer.decode(module.ask(speaker, module.conversation('film')))
+    return speaker.tok.encoder.decode(module.ask(speaker, module.conversation('film')))
 
   assert asked(model=chatty) == 'u:film\na:'
   assert asked(model=chatty, system='be') == 's:be\nu:film\na:'
@@ -105,7 +105,7 @@ def test_prompts_take_the_chat_template_unless_raw(script, chatty, plain):
 def test_an_empty_text_begins_with_the_token_that_texts_begin_with(script, plain):
   module = script(model=plain)
   speaker = module.load()
-  assert module.ask(speaker, module.conversation('')) == [speaker.special.eos]
+  assert module.ask(speaker, module.conversation('')) == [speaker.tok.special.eos]
 
 
 def test_rows_of_a_file_are_answered_as_alone(script, chatty, tmp_path, capsys):
