@@ -1,17 +1,14 @@
 """Next-token cross-entropy over the supervised tokens."""
 
-from collections.abc import Mapping
 from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 
 from jaxtune import ops
-from jaxtune.losses import metrics
-from jaxtune.losses.log_probs import learned_tokens
+from jaxtune.losses.log_probs import features_of, learned_tokens
 from jaxtune.losses.loss import Loss, Objective, row_weights
-from jaxtune.losses.measured import measured
+from jaxtune.losses.measured import measured_perplexity
 from jaxtune.losses.options import check_at_least_zero, check_fraction
 from jaxtune.typing import Batch, Key, Params
 
@@ -51,14 +48,7 @@ def causal_lm(
     params: Params, batch: Batch, key: Key | None = None
   ) -> tuple[ops.CrossEntropy, jax.Array]:
     tokens = batch['tokens']
-    features = model.features(
-      params,
-      tokens,
-      batch.get('mask'),
-      positions=batch.get('positions'),
-      segments=batch.get('segments'),
-      key=key,
-    )
+    features = features_of(model, params, batch, key)
     # Targets are shifted, features are not: [B*T, D] stays one contiguous array.
     targets = jnp.roll(tokens, -1, axis=1)
     weights = jnp.roll(learned_tokens(batch), -1, axis=1) * row_weights(batch)[:, None]
@@ -80,12 +70,8 @@ def causal_lm(
     sums = {'accuracy': found.correct} | ({} if plain else {'nats': found.nats})
     return Loss(found.loss, weight, sums)
 
-  def outputs(params: Params, batch: Batch) -> dict[str, jax.Array]:
+  def nats(params: Params, batch: Batch) -> tuple[jax.Array, jax.Array]:
     found, weight = compute(params, batch)
-    return {'nats': found.nats[None], 'weight': weight[None]}
+    return found.nats, weight
 
-  return measured(objective, outputs, _measure)
-
-
-def _measure(sums: Mapping[str, np.ndarray]) -> dict[str, float]:
-  return {'perplexity': metrics.perplexity(sums['nats'], sums['weight'])}
+  return measured_perplexity(objective, nats)

@@ -1,6 +1,6 @@
 """Softmax cross-entropy over the classes of a text."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -9,7 +9,7 @@ import numpy as np
 
 from jaxtune.losses import metrics
 from jaxtune.losses.loss import Loss, Objective, row_weights
-from jaxtune.losses.measured import measured
+from jaxtune.losses.measured import measured_rows
 from jaxtune.losses.options import check_fraction
 from jaxtune.ops import CrossEntropy, cross_entropy
 from jaxtune.typing import Batch, InputError, Key, Params
@@ -88,19 +88,13 @@ def classification(
     )
     return Loss(found.loss, weight, {'accuracy': found.correct})
 
-  def outputs(params: Params, batch: Batch) -> dict[str, jax.Array]:
-    logits = model.apply(params, batch['tokens'], batch.get('mask'))
-    return {
-      'predicted': jnp.argmax(logits, axis=-1),
-      'label': batch['label'],
-      'weight': row_weights(batch),
-    }
+  def predict(params: Params, batch: Batch) -> jax.Array:
+    return jnp.argmax(model.apply(params, batch['tokens'], batch.get('mask')), axis=-1)
 
-  return measured(objective, outputs, _measure)
+  return measured_rows(objective, predict, _measure)
 
 
-def _measure(rows: Mapping[str, np.ndarray]) -> dict[str, float]:
-  true, predicted = rows['label'], rows['predicted']
+def _measure(true: np.ndarray, predicted: np.ndarray) -> dict[str, float]:
   return {
     'accuracy': metrics.accuracy(true, predicted),
     'f1': metrics.f1(true, predicted),

@@ -29,6 +29,18 @@ def learned_tokens(part: Batch) -> jax.Array:
   return jnp.pad(learned, ((0, 0), (1, 0)))
 
 
+def features_of(model: Any, params: Params, part: Batch, key: Key | None) -> jax.Array:
+  """The hidden states of a part's tokens, `[B, T, D]`, of packed documents each by itself."""
+  return model.features(
+    params,
+    part['tokens'],
+    part.get('mask'),
+    positions=part.get('positions'),
+    segments=part.get('segments'),
+    key=key,
+  )
+
+
 def token_log_probs(
   model: Any,
   params: Params,
@@ -55,7 +67,7 @@ def token_log_probs(
     logits = model.head(params, features).astype(jnp.float32) / temperature
     return _picked(logits, targets) - jax.nn.logsumexp(logits, axis=-1)
 
-  return _over_tokens(score, part, chunk, _features(model, params, part, key))
+  return _over_tokens(score, part, chunk, features_of(model, params, part, key))
 
 
 def log_probs(
@@ -119,22 +131,9 @@ def compared(
     score,
     part,
     chunk,
-    _features(model, policy, part, key),
-    lax.stop_gradient(_features(model, reference, part, None)),
+    features_of(model, policy, part, key),
+    lax.stop_gradient(features_of(model, reference, part, None)),
   )
-
-
-def _features(model: Any, params: Params, part: Batch, key: Key | None) -> jax.Array:
-  """`[B*T, D]`."""
-  features = model.features(
-    params,
-    part['tokens'],
-    part.get('mask'),
-    positions=part.get('positions'),
-    segments=part.get('segments'),
-    key=key,
-  )
-  return features.reshape(-1, features.shape[-1])
 
 
 def _picked(logits: jax.Array, targets: jax.Array) -> jax.Array:
@@ -144,10 +143,14 @@ def _picked(logits: jax.Array, targets: jax.Array) -> jax.Array:
 def _over_tokens(
   score: Callable[..., Any], part: Batch, chunk: int | None, *features: jax.Array
 ) -> Any:
-  """`score(*features [n, D], targets [n])` of every token `[B, T]`, `chunk` at a time."""
+  """`score(*features [n, D], targets [n])` of every token `[B, T]`, `chunk` at a time.
+
+  Features are `[B, T, D]`.
+  """
   tokens, learned = part['tokens'], learned_tokens(part)
   # Targets are shifted, features are not: [B*T, D] stays one contiguous array.
-  rows = (*features, jnp.roll(tokens, -1, axis=1).reshape(-1))
+  flat = (x.reshape(-1, x.shape[-1]) for x in features)
+  rows = (*flat, jnp.roll(tokens, -1, axis=1).reshape(-1))
   count = tokens.size
   if chunk is None or chunk >= count:
     found = score(*rows)

@@ -1,7 +1,6 @@
 """Cross-entropy of tokens that are hidden from the model."""
 
 import math
-from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import jax
@@ -9,9 +8,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxtune import ops
-from jaxtune.losses import metrics
+from jaxtune.losses.log_probs import features_of
 from jaxtune.losses.loss import Loss, Objective, row_weights
-from jaxtune.losses.measured import measured
+from jaxtune.losses.measured import measured_perplexity
 from jaxtune.typing import Batch, InputError, Key, Params
 
 
@@ -122,14 +121,7 @@ def masked_lm(
     tokens = batch['tokens']
     draw, key = (jax.random.key(0), None) if key is None else tuple(jax.random.split(key))
     seen, hidden = mask_tokens(draw, batch, mask_token, size, probability, whole_word)
-    features = model.features(
-      params,
-      seen,
-      batch.get('mask'),
-      positions=batch.get('positions'),
-      segments=batch.get('segments'),
-      key=key,
-    )
+    features = features_of(model, params, {**batch, 'tokens': seen}, key)
     # Hidden tokens first, in each row by itself: rows stay on their devices.
     order = jnp.argsort(~hidden, axis=1, stable=True)
     features = jnp.take_along_axis(features, order[:, :, None], axis=1)
@@ -149,12 +141,8 @@ def masked_lm(
     found, weight = compute(params, batch, key)
     return Loss(found.loss, weight, {'accuracy': found.correct})
 
-  def outputs(params: Params, batch: Batch) -> dict[str, jax.Array]:
+  def nats(params: Params, batch: Batch) -> tuple[jax.Array, jax.Array]:
     found, weight = compute(params, batch)
-    return {'nats': found.nats[None], 'weight': weight[None]}
+    return found.nats, weight
 
-  return measured(objective, outputs, _measure)
-
-
-def _measure(sums: Mapping[str, np.ndarray]) -> dict[str, float]:
-  return {'perplexity': metrics.perplexity(sums['nats'], sums['weight'])}
+  return measured_perplexity(objective, nats)

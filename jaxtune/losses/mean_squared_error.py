@@ -1,6 +1,6 @@
 """Regression: one number a text, by its squared error or by Huber's."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -9,7 +9,7 @@ import numpy as np
 
 from jaxtune.losses import metrics
 from jaxtune.losses.loss import Loss, Objective, row_weights
-from jaxtune.losses.measured import measured
+from jaxtune.losses.measured import measured_rows
 from jaxtune.losses.options import check_positive
 from jaxtune.typing import Batch, Key, Params
 
@@ -62,18 +62,10 @@ def _regression(model: Any, of_error: Callable[[jax.Array], jax.Array]) -> Objec
     sums = {'absolute_error': jnp.sum(weights * jnp.abs(error))}
     return Loss(jnp.sum(weights * of_error(error)), weights.sum(), sums)
 
-  def outputs(params: Params, batch: Batch) -> dict[str, jax.Array]:
-    return {
-      'predicted': predict(params, batch),
-      'label': batch['label'],
-      'weight': row_weights(batch),
-    }
-
-  return measured(objective, outputs, _measure)
+  return measured_rows(objective, predict, _measure)
 
 
-def _measure(rows: Mapping[str, np.ndarray]) -> dict[str, float]:
-  true, predicted = rows['label'], rows['predicted']
+def _measure(true: np.ndarray, predicted: np.ndarray) -> dict[str, float]:
   return {
     'pearson': metrics.pearson(true, predicted),
     'spearman': metrics.spearman(true, predicted),

@@ -6,7 +6,8 @@ from collections.abc import Callable, Mapping
 import jax
 import numpy as np
 
-from jaxtune.losses.loss import Loss, Objective
+from jaxtune.losses import metrics
+from jaxtune.losses.loss import Loss, Objective, row_weights
 from jaxtune.typing import Batch, Key, Params
 
 Outputs = Callable[[Params, Batch], dict[str, jax.Array]]
@@ -47,3 +48,47 @@ def measured(objective: Objective, outputs: Outputs, measure: Measure) -> Measur
       in the order of the batches. A metric that has the name of one of the means takes its place.
   """
   return Measured(objective, outputs, measure)
+
+
+def measured_rows(
+  objective: Objective,
+  predict: Callable[[Params, Batch], jax.Array],
+  measure: Callable[[np.ndarray, np.ndarray], dict[str, float]],
+) -> Measured:
+  """The objective with metrics of what it predicts of each row, beside `label`.
+
+  Args:
+    objective: what is minimized.
+    predict: `(params, batch) -> [B, ...]`, without dropout.
+    measure: `(label, predicted) -> metrics` of all rows.
+  """
+
+  def outputs(params: Params, batch: Batch) -> dict[str, jax.Array]:
+    return {
+      'predicted': predict(params, batch),
+      'label': batch['label'],
+      'weight': row_weights(batch),
+    }
+
+  return measured(objective, outputs, lambda rows: measure(rows['label'], rows['predicted']))
+
+
+def measured_perplexity(
+  objective: Objective, nats: Callable[[Params, Batch], tuple[jax.Array, jax.Array]]
+) -> Measured:
+  """The objective with `perplexity`, `exp` of the mean nats of a whole split.
+
+  Args:
+    objective: what is minimized.
+    nats: `(params, batch) -> their sum and its weight`, scalars, without dropout.
+  """
+
+  def outputs(params: Params, batch: Batch) -> dict[str, jax.Array]:
+    total, weight = nats(params, batch)
+    return {'nats': total[None], 'weight': weight[None]}
+
+  return measured(
+    objective,
+    outputs,
+    lambda sums: {'perplexity': metrics.perplexity(sums['nats'], sums['weight'])},
+  )

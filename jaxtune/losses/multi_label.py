@@ -1,6 +1,5 @@
 """Binary cross-entropy of every class of a text by itself."""
 
-from collections.abc import Mapping
 from typing import Any
 
 import jax
@@ -9,7 +8,7 @@ import numpy as np
 
 from jaxtune.losses import metrics
 from jaxtune.losses.loss import Loss, Objective, row_weights
-from jaxtune.losses.measured import measured
+from jaxtune.losses.measured import measured_rows
 from jaxtune.typing import Batch, Key, Params
 
 
@@ -47,19 +46,13 @@ def multi_label(model: Any) -> Objective:
     right = jnp.all((logits > 0) == (batch['label'] > 0.5), axis=-1)
     return Loss(jnp.sum(weights * nats), weights.sum(), {'accuracy': jnp.sum(weights * right)})
 
-  def outputs(params: Params, batch: Batch) -> dict[str, jax.Array]:
-    logits = model.apply(params, batch['tokens'], batch.get('mask'))
-    return {
-      'predicted': logits > 0,
-      'label': batch['label'] > 0.5,
-      'weight': row_weights(batch),
-    }
+  def predict(params: Params, batch: Batch) -> jax.Array:
+    return model.apply(params, batch['tokens'], batch.get('mask')) > 0
 
-  return measured(objective, outputs, _measure)
+  return measured_rows(objective, predict, _measure)
 
 
-def _measure(rows: Mapping[str, np.ndarray]) -> dict[str, float]:
+def _measure(true: np.ndarray, predicted: np.ndarray) -> dict[str, float]:
   return {
-    f'f1_{average}': metrics.f1(rows['label'], rows['predicted'], average)
-    for average in ('micro', 'macro')
+    f'f1_{average}': metrics.f1(true > 0.5, predicted, average) for average in ('micro', 'macro')
   }
