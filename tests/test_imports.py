@@ -15,10 +15,10 @@ ROOT = pathlib.Path(__file__).parents[1]
 PACKAGE = ROOT / 'jaxtune'
 FILES = sorted(PACKAGE.rglob('*.py'))
 
-# Within the ground floor, typing lies under tree.
+# Within the ground floor, typing lies under tree and options.
 FLOORS = (
   {'typing'},
-  {'tree'},
+  {'tree', 'options'},
   {'ops', 'optim', 'shard'},
   {'losses', 'models', 'adapt', 'data'},
   {'interop', 'train'},
@@ -26,7 +26,7 @@ FLOORS = (
 )
 FLOOR = {name: floor for floor, names in enumerate(FLOORS) for name in names}
 ARRAYS = {'jax', 'numpy', 'optax'}
-LIGHT = {'typing', 'tree', 'ops', 'optim', 'losses', 'adapt', 'shard'}
+LIGHT = {'typing', 'tree', 'options', 'ops', 'optim', 'losses', 'adapt', 'shard'}
 
 
 def parts(file: pathlib.Path) -> tuple[str, ...]:

@@ -3,10 +3,10 @@
 Every method is `params = method(key, params, select=..., ...)`; `trainable(params)` splits them.
 """
 
-import inspect
 from collections.abc import Callable, Iterable
 from typing import Any
 
+from jaxtune import options
 from jaxtune.adapt.adalora import AdaLoRA, Budget, adalora, orthogonality
 from jaxtune.adapt.adapted import (
   HEAD,
@@ -54,7 +54,7 @@ from jaxtune.adapt.toward_base import (
 from jaxtune.adapt.training import training_penalty, wrap_optimizer
 from jaxtune.adapt.unmerge import merge_difference, unmerge
 from jaxtune.adapt.vera import VeRA, vera
-from jaxtune.typing import InputError, Key, Params
+from jaxtune.typing import Key, Params
 
 METHODS: dict[str, Callable[..., Adapted]] = {
   method.__name__: method
@@ -87,33 +87,26 @@ def options_of(name: str) -> list[str]:
   Raises:
     InputError: no such method.
   """
-  if name not in METHODS:
-    raise InputError(f'unknown method {name!r}; known: {", ".join(METHODS)}')
-  return list(inspect.signature(METHODS[name]).parameters)[2:]
+  return options.options_of(METHODS, 'method', name, 2)
 
 
-def check_options(name: str, options: Iterable[str]) -> None:
+def check_options(name: str, given: Iterable[str]) -> None:
   """Refuses options that the method does not have.
 
   Raises:
     InputError: with those that it has.
   """
-  known = options_of(name)
-  for option in options:
-    if option not in known:
-      raise InputError(
-        f'the method {name} has no option {option!r}; it has {", ".join(known) or "none"}'
-      )
+  options.check_options('method', name, options_of(name), given)
 
 
-def create(name: str, key: Key, params: Params, **options: Any) -> Adapted:
+def create(name: str, key: Key, params: Params, **given: Any) -> Adapted:
   """The method of that name on these parameters.
 
   Raises:
     InputError: no such method, or an option that it does not have.
   """
-  check_options(name, options)
-  return METHODS[name](key, params, **options)
+  check_options(name, given)
+  return METHODS[name](key, params, **given)
 
 
 __all__ = [

@@ -1,9 +1,9 @@
 """Objectives by the name that a configuration gives them."""
 
-import inspect
 from collections.abc import Callable, Iterable
 from typing import Any
 
+from jaxtune import options
 from jaxtune.losses.bco import bco
 from jaxtune.losses.causal_lm import causal_lm
 from jaxtune.losses.classification import classification
@@ -24,7 +24,6 @@ from jaxtune.losses.rloo import rloo
 from jaxtune.losses.simpo import simpo
 from jaxtune.losses.token_classification import token_classification
 from jaxtune.losses.triplet import triplet
-from jaxtune.typing import InputError
 
 # Each is `(model, **options) -> Objective`.
 OBJECTIVES: dict[str, Callable[..., Objective]] = {
@@ -61,30 +60,23 @@ def options_of(name: str) -> list[str]:
   Raises:
     InputError: no such objective.
   """
-  if name not in OBJECTIVES:
-    raise InputError(f'unknown objective {name!r}; known: {", ".join(OBJECTIVES)}')
-  return list(inspect.signature(OBJECTIVES[name]).parameters)[1:]
+  return options.options_of(OBJECTIVES, 'objective', name, 1)
 
 
-def check_options(name: str, options: Iterable[str]) -> None:
+def check_options(name: str, given: Iterable[str]) -> None:
   """Refuses options that the objective does not have.
 
   Raises:
     InputError: with those that it has.
   """
-  known = options_of(name)
-  for option in options:
-    if option not in known:
-      raise InputError(
-        f'the objective {name} has no option {option!r}; it has {", ".join(known) or "none"}'
-      )
+  options.check_options('objective', name, options_of(name), given)
 
 
-def create(name: str, model: Any, **options: Any) -> Objective:
+def create(name: str, model: Any, **given: Any) -> Objective:
   """The objective of that name for a model.
 
   Raises:
     InputError: no such objective, or an option that it does not have or cannot use.
   """
-  check_options(name, options)
-  return OBJECTIVES[name](model, **options)
+  check_options(name, given)
+  return OBJECTIVES[name](model, **given)
