@@ -3,7 +3,7 @@
 import dataclasses
 import functools
 import time
-from collections.abc import Callable
+from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import jax
@@ -20,11 +20,6 @@ from jaxtune.typing import InputError, Params
 MOST_BYTES = 4 << 30  # of features held in memory; a body with more of them runs in every step
 
 
-def by_objective(program: train.Program, trained: Params, batches: list[Batch]) -> dict[str, float]:
-  """The objective and its metrics."""
-  return program.evaluate(trained, batches)
-
-
 class Inputs(NamedTuple):
   """Batches, and the model and objective that take them.
 
@@ -32,19 +27,26 @@ class Inputs(NamedTuple):
     model: the job's, or its head alone.
     objective: of that model.
     batches: to train on, without end; their place can be saved.
-    valid, test: every example once.
-    measure: `(program, trained, batches) -> metrics`.
-    roll, example: of prompts, see `train.fit` and `train.prepare`.
+    held_out: of `valid` and of `test` every example once.
+    rolls: of prompts, by split: how they are answered, see `train.fit`.
+    example: of prompts, what a step gets, see `train.prepare`.
   """
 
   model: ModelSpec
   objective: losses.Objective
   batches: Any
-  valid: list[Batch]
-  test: list[Batch]
-  measure: Callable[[train.Program, Params, list[Batch]], dict[str, float]] = by_objective
-  roll: train.Roll | None = None
+  held_out: dict[str, list[Batch]]
+  rolls: Mapping[str, train.Roll] | None = None
   example: Batch | None = None
+
+
+def measure(given: Inputs, program: train.Program, trained: Params, split: str) -> dict[str, float]:
+  """The objective with its metrics on what is held out; of prompts the rewards of their answers."""
+  batches = given.held_out[split]
+  if given.rolls is None:
+    return program.evaluate(trained, batches)
+  params = tree.combine(trained, program.frozen)
+  return train.evaluate_rollouts(given.rolls[split], params, batches)
 
 
 def texts(job: Job) -> Inputs:
@@ -64,26 +66,21 @@ def texts(job: Job) -> Inputs:
     pack=config.data.pack,
     buckets=tuple(config.data.buckets),
   )
-  valid = dataset.eval_batches(config, corpus.valid)
-  test = dataset.eval_batches(config, corpus.test)
-  given = Inputs(job.model, job.objective, batches, valid, test)
+  held_out = {
+    'valid': dataset.eval_batches(config, corpus.valid),
+    'test': dataset.eval_batches(config, corpus.test),
+  }
+  given = Inputs(job.model, job.objective, batches, held_out)
   return answered(job, given) if config.task == 'reinforcement' else given
 
 
 def answered(job: Job, given: Inputs) -> Inputs:
   """Prompts whose answers are drawn and rewarded in every step, and in every evaluation."""
-  config, records = job.config, job.corpus.records
   cursor = given.batches.get_state()
-  example = rollouts.example(config, next(given.batches))
+  example = rollouts.example(job.config, next(given.batches))
   given.batches.set_state(cursor)
-  rolls = rollouts.rolls(config, job.model, job.tok, records)
-  named = {id(part): name for name, part in (('valid', given.valid), ('test', given.test))}
-
-  def measure(program: train.Program, trained: Params, batches: list[Batch]) -> dict[str, float]:
-    params = tree.combine(trained, program.frozen)
-    return train.evaluate_rollouts(rolls[named[id(batches)]], params, batches)
-
-  return given._replace(measure=measure, roll=rolls['train'], example=example)
+  rolls = rollouts.rolls(job.config, job.model, job.tok, job.corpus.records)
+  return given._replace(rolls=rolls, example=example)
 
 
 def referred(job: Job) -> dataset.Corpus:
@@ -169,4 +166,4 @@ def features(job: Job) -> Inputs | None:
     seed=config.seed,
   )
   objective = make(config, model, job.tok, corpus.names)
-  return Inputs(model, objective, batches, held_out('valid'), held_out('test'))
+  return Inputs(model, objective, batches, {name: held_out(name) for name in ('valid', 'test')})

@@ -74,7 +74,7 @@ def run(job: Job, folder: pathlib.Path) -> int:
       print(f'checkpoint of step {step} is damaged; going on from an older one')
     print(f'resuming at step {int(state.step)} of {job.steps}')
   resumed = int(state.step)
-  valid, test = given.valid, given.test
+  valid, test = given.held_out['valid'], given.held_out['test']
   with (
     report.open_metrics(
       folder,
@@ -85,7 +85,7 @@ def run(job: Job, folder: pathlib.Path) -> int:
     entry.interruptible() as stop,
   ):
     if test and not workdir.measured(folder, 'before'):
-      before = given.measure(program, program.state.trainable, test)
+      before = inputs.measure(given, program, program.state.trainable, 'test')
       metrics.write(0, {f'before/{name}': value for name, value in before.items()})
     with report.Progress(job.steps, start=resumed) as progress:
 
@@ -102,7 +102,9 @@ def run(job: Job, folder: pathlib.Path) -> int:
         batches,
         steps=job.steps,
         state=state,
-        evaluate=(lambda trained: given.measure(program, trained, valid)) if valid else None,
+        evaluate=(lambda trained: inputs.measure(given, program, trained, 'valid'))
+        if valid
+        else None,
         weights=functools.partial(build.weights, config),
         eval_every=config.train.eval_every,
         save_every=config.train.save_every,
@@ -110,8 +112,8 @@ def run(job: Job, folder: pathlib.Path) -> int:
         score=job.score,
         log=log,
         stop=stop,
-        roll=given.roll,
-        updates=config.rollout.updates if given.roll else 1,
+        roll=given.rolls['train'] if given.rolls else None,
+        updates=config.rollout.updates,
       )
     if int(state.step) < job.steps:
       print(
@@ -121,7 +123,7 @@ def run(job: Job, folder: pathlib.Path) -> int:
     state = best_state(manager, program, state)
     trained = build.weights(config, state)
     if test and not workdir.measured(folder, 'test'):
-      after = given.measure(program, trained, test)
+      after = inputs.measure(given, program, trained, 'test')
       metrics.write(int(state.step), {f'test/{name}': value for name, value in after.items()})
   params = build.without_company(tree.combine(trained, program.frozen))
   finish.finish(
