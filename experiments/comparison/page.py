@@ -7,15 +7,12 @@ from typing import Any, NamedTuple
 import markupsafe
 
 from configs import compare_optimizers
+from experiments import page
 from experiments.comparison import figures, settings, words
 from experiments.comparison.contest import Contest, comparison_seeds, tuning_seeds
 from experiments.comparison.effects import Flips, Robustness, Stall
-from experiments.keys import Config, flatten
+from experiments.keys import Config
 from jaxtune import report
-from jaxtune.report.html import template
-
-# What the pages of all comparisons look like.
-STYLE = pathlib.Path(__file__).parents[1] / 'page.css'
 
 
 class Results(NamedTuple):
@@ -40,11 +37,9 @@ class Results(NamedTuple):
 
 def write(folder: pathlib.Path, config: Config, results: Results) -> None:
   """Writes `report.html`."""
-  source = pathlib.Path(__file__).with_name('page.html').read_text('utf-8')
-  values = dict(flatten(config))
-  defaults = dict(flatten(compare_optimizers.get_config()))
-  text = template(source).render(
-    style=markupsafe.Markup(STYLE.read_text('utf-8')),
+  page.write(
+    folder / 'report.html',
+    pathlib.Path(__file__).with_name('page.html'),
     title=folder.name,
     headlines=[words.headline(one) for one in results.contests],
     facts={
@@ -57,15 +52,13 @@ def write(folder: pathlib.Path, config: Config, results: Results) -> None:
     columns=list(zip(words.COLUMNS, words.JUSTIFY, strict=True)),
     tasks=[section(config, one) for one in results.contests],
     effects=effects(results),
-    config=[(key, value, defaults.get(key) != value) for key, value in values.items()],
-    environment=report.versions(),
+    config=page.marked(config, compare_optimizers.get_config()),
     files={
       'metrics.jsonl': 'the losses of all lanes at all points',
       'result.json': 'what is on this page, as numbers',
       'run.json': 'configuration and versions',
     },
   )
-  report.replace_file(folder / 'report.html', text.encode('utf-8', 'replace'))
 
 
 def section(config: Config, contest: Contest) -> dict[str, Any]:

@@ -7,12 +7,10 @@ from typing import Any, NamedTuple
 import markupsafe
 import numpy as np
 
-from experiments.comparison.page import STYLE
+from experiments import page as frame
 from experiments.inspection import terminal
 from experiments.inspection.records import Token
 from experiments.inspection.sizes import AtLength, Sizes, histogram
-from jaxtune import report
-from jaxtune.report.html import template
 from jaxtune.report.plot import CURVE, GRID, INK, POINT, svg
 
 
@@ -40,12 +38,12 @@ class Page(NamedTuple):
 
 def write(path: pathlib.Path, page: Page) -> None:
   """Writes the page, whole or not at all."""
-  source = pathlib.Path(__file__).with_name('page.html').read_text('utf-8')
   total = len(page.sizes.lengths)
-  text = template(source).render(
-    style=markupsafe.Markup(STYLE.read_text('utf-8')),
+  frame.write(
+    path,
+    pathlib.Path(__file__).with_name('page.html'),
     title=page.title,
-    headline=page.headline,
+    headlines=[page.headline],
     facts=page.facts,
     warnings=page.warnings,
     legend=terminal.MEANING,
@@ -58,9 +56,7 @@ def write(path: pathlib.Path, page: Page) -> None:
     figure=markupsafe.Markup(figure(page.sizes, page.max_length)),
     columns=terminal.columns(page.at),
     lengths=[(terminal.cells(one, total), one.length == page.max_length) for one in page.at],
-    environment=report.versions(),
   )
-  report.replace_file(path, text.encode('utf-8', 'replace'))
 
 
 def _lines(tokens: Sequence[Token]) -> list[tuple[str, list[str]]]:

@@ -10,14 +10,12 @@ from matplotlib.figure import Figure
 from matplotlib.layout_engine import ConstrainedLayoutEngine
 
 from configs import compare_methods
+from experiments import page
 from experiments.comparison.figures import COLOURS
-from experiments.comparison.page import STYLE
-from experiments.keys import Config, flatten
+from experiments.keys import Config
 from experiments.strategies import words
 from experiments.strategies.contest import Entry
 from experiments.strategies.verdict import Difference, accuracy
-from jaxtune import report
-from jaxtune.report.html import template
 from jaxtune.report.plot import GRID, INK, svg
 
 
@@ -34,12 +32,10 @@ class Results(NamedTuple):
 
 def write(folder: pathlib.Path, config: Config, results: Results) -> None:
   """Writes `report.html`."""
-  source = pathlib.Path(__file__).with_name('page.html').read_text('utf-8')
-  values = dict(flatten(config))
-  defaults = dict(flatten(compare_methods.get_config()))
   c = config.compare
-  text = template(source).render(
-    style=markupsafe.Markup(STYLE.read_text('utf-8')),
+  page.write(
+    folder / 'report.html',
+    pathlib.Path(__file__).with_name('page.html'),
     title=folder.name,
     headlines=[
       words.headline(results.entries, results.skipped),
@@ -59,10 +55,8 @@ def write(folder: pathlib.Path, config: Config, results: Results) -> None:
     ties=[words.by(d) for d in results.ties],
     skipped=results.skipped,
     about=results.about,
-    config=[(key, value, defaults.get(key) != value) for key, value in values.items()],
-    environment=report.versions(),
+    config=page.marked(config, compare_methods.get_config()),
   )
-  report.replace_file(folder / 'report.html', text.encode('utf-8', 'replace'))
 
 
 def figure(entries: Mapping[str, Entry], confidence: float) -> str:
