@@ -79,7 +79,8 @@ def figure(sizes: Sizes, max_length: int | None) -> str:
     panels[0].set_xscale('log')
   if max_length:
     panels[0].axvline(max_length, color=POINT, linewidth=1.4)
-  _bars(panels[1], *np.histogram(100 * shares, np.linspace(0, 100, 41)), '% learned')
+  counts, edges = np.histogram(100 * shares, np.linspace(0, 100, 41))
+  _bars(panels[1], counts, edges, '% learned')
   return svg(plot, 'Histograms of lengths and of the share that is learned')
 
 
