@@ -22,6 +22,15 @@ def get_config() -> ml_collections.ConfigDict:
   # .csv, .tsv, .jsonl, .json, .parquet, .arrow, .txt, a folder or a pattern of such files,
   # package://NAME/PATH, or hub://OWNER/NAME of a dataset on the Hugging Face Hub.
   config.data.path = ''
+  # A mixture: other files, as ('more.jsonl',), and the weight of each, data.path first; without
+  # weights they count by their rows. p_i is proportional to w_i^(1/temperature). An epoch is as
+  # many rows as all have.
+  config.data.also = ()
+  config.data.weights = ()
+  config.data.temperature = 1.0
+  # Read as the steps go on, for files larger than memory; data.valid and data.test are then counts,
+  # of the first rows. Rows are shuffled among 4,096 neighbours.
+  config.data.stream = False
   config.data.kind = ''  # of the records, see jaxtune.data.normalize; recognized by the columns
   config.data.text = 'text'  # the column to read
   config.data.label = 'label'  # the column to predict (classification, regression)

@@ -8,7 +8,7 @@ from typing import Any
 
 import optax
 
-from experiments import dataset, objective, parameters, rollouts, tasks, teacher
+from experiments import dataset, objective, parameters, rollouts, sources, tasks, teacher
 from experiments.keys import Config, check, count
 from jaxtune import adapt, data, interop, losses, models, optim, train
 from jaxtune.models import ModelSpec
@@ -41,16 +41,16 @@ def job(config: Config) -> Job:
   if config.task == 'reinforcement':
     rollouts.factory(config)  # before anything is loaded
   model_key, head_key, method_key = parameters.streams(config)
-  records, notes = dataset.read_records(config)
+  rows = sources.read(config)
   if config.model:
-    source = dataset.resolve(config.model)
+    source = sources.resolve(config.model)
     model, params = parameters.pretrained(
       config, source, remat=config.train.remat, shardings=parameters.placement(config)
     )
     tok = interop.tokenizer(source)
     interop.check_vocabulary(tok.encoder, model, source)
   else:
-    encoder = dataset.train_tokenizer(config, records['train'])
+    encoder = dataset.train_tokenizer(config, rows.splits['train'])
     tok = data.Tokenizer(encoder, data.SpecialTokens(eos=encoder.token_to_id(dataset.END_OF_TEXT)))
     model = parameters.fresh_decoder(config, encoder)
     params = model.init(model_key)
@@ -60,7 +60,7 @@ def job(config: Config) -> Job:
       f'task is {config.task}, but {config.model!r} is an {model.family} for {model.task}; '
       f'use a model for {task.base}'
     )
-  corpus = dataset.encode(config, tok, model, records, notes)
+  corpus = dataset.encode(config, tok, model, rows)
   objective.check_example(config, corpus.train.examples[0])
   if task.outputs is not None:
     outputs = task.outputs(len(corpus.names))

@@ -15,7 +15,7 @@ import rich.table
 from absl import flags
 from ml_collections import config_flags
 
-from experiments import dataset, entry, workdir
+from experiments import dataset, entry, sources, workdir
 from experiments.comparison import folder as folders
 from experiments.comparison.log import open_log
 from experiments.keys import Config
@@ -65,12 +65,13 @@ def plan(console: rich.console.Console, config: Config) -> None:
 def prepared(config: Config) -> tuple[Tuned, dataset.Corpus]:
   """The model as it is, and the rows of the job."""
   one = settings.base(config)
-  source = dataset.resolve(config.model)
+  source = sources.resolve(config.model)
   # Weights that train are float32: a small update to a bfloat16 weight rounds to none.
   model, params = interop.load(source, dtype='float32')
   tok = interop.tokenizer(source)
-  records, notes = dataset.read_records(one)
-  corpus = dataset.encode(one, tok, model, records, notes)
+  corpus = dataset.encode(one, tok, model, sources.read(one))
+  if corpus.stream is not None:
+    raise InputError('data.also or data.stream is set; a comparison learns from one file in memory')
   run = Tuned(one, model, params, tok, corpus.names, source)
   return run, corpus
 

@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 from absl import flags
 
-from experiments import dataset, entry, tuned, workdir
+from experiments import entry, sources, tuned, workdir
 from experiments.sentiment import judge, sampled
 from jaxtune import interop, report
 from jaxtune.typing import InputError
@@ -50,7 +50,7 @@ def main() -> int:
   file = folder / 'continuations.jsonl'
   done = read(file, openings)
   if len(done) < len(openings):
-    source = dataset.resolve(MODEL.value)
+    source = sources.resolve(MODEL.value)
     policy = sampled.Policy(*interop.load(source, dtype='float32'), interop.tokenizer(source))
     for part in sampled.continued(
       policy,

@@ -1,30 +1,46 @@
-"""The rows of a run: read, split, and encoded for the configured task."""
+"""The rows of a run encoded for the configured task."""
 
 import dataclasses
-import importlib.util
-import pathlib
-import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
+import grain
 import jax
 import numpy as np
 import tokenizers
 
-from experiments import tasks
+from experiments import sources, tasks
 from experiments.keys import Config
+from experiments.sources import Record, Rows
 from jaxtune import data, interop
 from jaxtune.models import ModelSpec
 from jaxtune.typing import InputError
 
-Record = dict[str, Any]
+WINDOW = 4096  # rows of a stream that are shuffled among each other
 END_OF_TEXT = '<|endoftext|>'  # of a tokenizer trained here
-TELLING = ('messages', 'prompt', 'completion', 'text', 'negative')  # by which encoders know a kind
+
+
+class Stream(NamedTuple):
+  """What is learned where that is no one list of examples.
+
+  Attributes:
+    records: without end.
+    encode: some of them to examples.
+    window: records that are shuffled among each other.
+  """
+
+  records: grain.IterDataset
+  encode: Callable[[Sequence[Any]], data.Encoded]
+  window: int
 
 
 @dataclasses.dataclass(frozen=True)
 class Corpus:
-  """The data of a run, encoded: what is learned, what chooses, and what only measures."""
+  """The data of a run, encoded: what is learned, what chooses, and what only measures.
+
+  Where `stream` is given it is learned, and `train` holds all examples of a mixture, or the first
+  ones of a stream.
+  """
 
   train: data.Encoded
   valid: data.Encoded
@@ -32,101 +48,10 @@ class Corpus:
   records: dict[str, list[Record]]
   names: tuple[str, ...]
   notes: tuple[str, ...]
+  stream: Stream | None = None
 
 
-def resolve(source: str) -> str:
-  """A path or Hub id as it is; `package://NAME/PATH` as the file inside the installed package."""
-  match = re.fullmatch(r'package://(\w+)/(.+)', source)
-  if not match:
-    return source
-  spec = importlib.util.find_spec(match[1])
-  if spec is None or not spec.submodule_search_locations:
-    raise InputError(f'{source}: the package {match[1]!r} is not installed')
-  return str(pathlib.Path(spec.submodule_search_locations[0]) / match[2])
-
-
-def read_records(config: Config) -> tuple[dict[str, list[Record]], list[str]]:
-  """Rows of each split, without duplicates, and remarks for the report."""
-  path = resolve(config.data.path)
-  records, said = read_rows(config, path)
-  records, dropped = data.deduplicate(records, duplicates_by(records[0]))
-  sizes = {name: held_out(config.data[name], len(records)) for name in ('valid', 'test')}
-  splits = data.split(records, sizes, config.seed)
-  notes = [
-    f'{pathlib.Path(path).name}: '
-    + ', '.join(f'{len(rows):,} {name}' for name, rows in splits.items())
-    + f' rows; {dropped:,} duplicates left out. Read as {said}.'
-  ]
-  return splits, notes
-
-
-def read_rows(config: Config, path: str) -> tuple[list[Record], str]:
-  """The rows of a file with the fields of their kind beside their columns, and what they are."""
-  records = data.read(path)
-  found = data.normalize(records, kind=kind(config), columns=columns(config), source=path)
-  known = tasks.TASKS[config.task].kinds
-  made, said = found.records, found.said
-  if found.kind == 'labelled' and 'text' in known:
-    said = 'plain text (the labels are not used)'
-  elif found.kind not in known:
-    raise InputError(
-      f'{path}: these are {said}, and task {config.task} learns from {" or ".join(known)}; take '
-      'another task, or set data.kind'
-    )
-  # Beside the fields of its kind a row keeps its columns, but none that makes another kind of it.
-  hidden = set(TELLING) - {config.data.text}
-  rows: list[Record] = [
-    data.Row({**{k: v for k, v in old.items() if k not in hidden}, **new}, new.place)
-    for old, new in zip(records, made, strict=True)
-  ]
-  if config.task == 'embedding' and 'text' in found.records[0]:
-    pairs, left_out = data.halves(rows)
-    said += f', of which the halves are pairs; {left_out:,} of one sentence were left out'
-    return list(map(dict, pairs)), said
-  return rows, said
-
-
-def kind(config: Config) -> str | None:
-  """The kind of the records where the configuration fixes it."""
-  if config.data.kind:
-    return config.data.kind
-  if config.data.prompt:
-    return 'completion'
-  known = tasks.TASKS[config.task].kinds
-  return known[0] if len(known) == 1 else None
-
-
-def columns(config: Config) -> dict[str, str]:
-  """Where fields have another name in the data than in their kind, or are filled by a template."""
-  c = config.data
-  named = {'text': c.text, 'label': c.label}
-  if c.prompt:
-    named = {'prompt': c.prompt, 'completion': c.completion}
-  if kind(config) not in ('labelled', 'completion'):
-    named = {name: column for name, column in named.items() if name == 'text' != column}
-  return {**{name: column for name, column in named.items() if column != name}, **dict(c.columns)}
-
-
-def duplicates_by(record: Record) -> str | None:
-  """What makes two rows the same: what the model is asked, or all of it where that is compared."""
-  compared = ({'chosen'}, {'positive'}, {'messages'}, {'tags'}, {'completion', 'label'})
-  if any(fields <= set(record) for fields in compared):
-    return None
-  return 'prompt' if 'prompt' in record else 'text'
-
-
-def held_out(size: float, rows: int) -> int:
-  """A count from 1 up; below that a fraction of the rows, and then at least one of them."""
-  return int(size) if size >= 1 or size == 0 else max(1, round(size * rows))
-
-
-def encode(
-  config: Config,
-  tok: data.Tokenizer,
-  model: ModelSpec,
-  records: dict[str, list[Record]],
-  notes: Sequence[str],
-) -> Corpus:
+def encode(config: Config, tok: data.Tokenizer, model: ModelSpec, rows: Rows) -> Corpus:
   """Every split as token ids, and what was cut or left out on the way."""
   length, task = config.data.max_length, tasks.TASKS[config.task]
   if length > model.config.positions:
@@ -135,31 +60,64 @@ def encode(
       f'set it to {model.config.positions} or less'
     )
   names: tuple[str, ...] = ()
-  lines = list(notes)
+  records, learned, lines = rows.splits, rows.learned, list(rows.notes)
   if task.names is not None:
     names = task.names(records['train'])
     lines += data.check_classes(records, 'tags' if 'tags' in task.kinds else 'label')
-  together = config.data.pack or config.data.buckets  # a step may take more rows, or look ahead
-  if config.train.steps and config.task != 'causal_lm' and not together:
-    # What the steps will not reach need not be tokenized; the rows are in random order already.
-    reach = config.train.steps * config.train.batch_size
-    records = {**records, 'train': records['train'][:reach]}
-  encoded = {
-    split: encode_rows(config, tok, rows, names) for split, rows in records.items() if rows
-  }
-  for part in encoded.values():
-    interop.check_ids(all_tokens(part.examples), tok.encoder, model)
-  for split, part in encoded.items():
+
+  def encoded(some: Sequence[Record]) -> data.Encoded:
+    found = encode_rows(config, tok, some, names)
+    interop.check_ids(all_tokens(found.examples), tok.encoder, model)
+    return found
+
+  stream = None
+  if config.data.stream:
+    train = encoded(records['train'])
+    stream = Stream(sources.mixed(config, learned), encoded, WINDOW)
+  elif len(learned) > 1:
+    several = {name: encoded(some) for name, some in learned.items()}
+    train = joined(several.values())
+    examples = {name: part.examples for name, part in several.items()}
+    # Each file is shuffled already, and every step gets the shares.
+    whole = sources.mixed(config, examples)
+    stream = Stream(whole, lambda some: data.Encoded(list(some)), config.train.batch_size)
+  else:
+    train = encoded(reached(config, records['train']))
+  valid, test = (
+    encoded(records[split]) if records[split] else data.Encoded([]) for split in ('valid', 'test')
+  )
+  for split, part in (('train', train), ('valid', valid), ('test', test)):
     lines += remarks(split, part, len(records[split]), length)
-  nothing = data.Encoded([])
   return Corpus(
-    train=encoded['train'],
-    valid=encoded.get('valid', nothing),
-    test=encoded.get('test', nothing),
+    train=train,
+    valid=valid,
+    test=test,
     records=records,
     names=names,
     notes=tuple(lines),
+    stream=stream,
   )
+
+
+def reached(config: Config, rows: list[Record]) -> list[Record]:
+  """The rows that the steps will reach; others need not be tokenized. Their order is random."""
+  together = config.data.pack or config.data.buckets  # a step may take more rows, or look ahead
+  if not config.train.steps or config.task == 'causal_lm' or together:
+    return rows
+  return rows[: config.train.steps * config.train.batch_size]
+
+
+def joined(parts: Iterable[data.Encoded]) -> data.Encoded:
+  """The examples of all parts, and their counts."""
+  first, *others = parts
+  for part in others:
+    counts = {
+      name: value + getattr(part, name)
+      for name, value in first._asdict().items()
+      if isinstance(value, int)
+    }
+    first = first._replace(examples=first.examples + part.examples, **counts)
+  return first
 
 
 def all_tokens(examples: Iterable[Mapping[str, Any]]) -> Iterator[np.ndarray]:

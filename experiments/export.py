@@ -11,7 +11,7 @@ import pathlib
 import numpy as np
 from absl import flags
 
-from experiments import dataset, entry, tuned
+from experiments import dataset, entry, sources, tuned
 from experiments.tuned import Tuned
 from jaxtune import adapt, data, interop, tree
 from jaxtune.data.batch import Batch
@@ -48,7 +48,7 @@ def example(run: Tuned) -> Batch:
   """A few rows of the run's data; token ids in order where that is gone."""
   config = run.config
   try:
-    splits, _ = dataset.read_records(config)
+    splits = sources.read(config).splits
     rows = next(rows for name in ('test', 'valid', 'train') if (rows := splits[name]))[:ROWS]
     part = dataset.encode_rows(config, run.tok, rows, run.names)
     examples = [{'tokens': tokens} for tokens in dataset.all_tokens(part.examples)][:ROWS]

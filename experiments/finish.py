@@ -6,7 +6,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from experiments import dataset, keys, tasks, workdir
+from experiments import dataset, keys, sources, tasks, workdir
 from experiments.build import Job
 from jaxtune import adapt, data, interop, plan, report, tree
 from jaxtune.models import ModelSpec
@@ -23,7 +23,7 @@ def export(job: Job, params: Params, folder: pathlib.Path, card: str) -> None:
       folder,
       job.model,
       params,
-      base=dataset.resolve(config.model),
+      base=sources.resolve(config.model),
       labels=labels,
       card=card,
       name=config.export.base or config.model,
@@ -32,7 +32,7 @@ def export(job: Job, params: Params, folder: pathlib.Path, card: str) -> None:
   if interop.merge_obstacle(params):
     interop.save_trained(folder, job.model, params, labels=labels, card=card)
     return
-  source = dataset.resolve(config.model) if config.model else None
+  source = sources.resolve(config.model) if config.model else None
   interop.save_hf(folder, job.model, params, source=source, labels=labels)
   if not source:
     job.tok.encoder.save(str(folder / 'tokenizer.json'))

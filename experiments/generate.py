@@ -22,7 +22,7 @@ from typing import Any, NamedTuple
 import jax
 from absl import flags
 
-from experiments import dataset, entry, tuned
+from experiments import entry, sources, tuned
 from jaxtune import data, interop, models, report
 from jaxtune.data.by_length import longest_first
 from jaxtune.models import ModelSpec, Piece
@@ -101,7 +101,7 @@ def sampling() -> models.Sampling:
 def load() -> Speaker:
   """The model that the flags name."""
   if WORKDIR.value is None:
-    source = dataset.resolve(MODEL.value or '')
+    source = sources.resolve(MODEL.value or '')
     # Nothing is lost, and XLA's products of bfloat16 take several times as long on a CPU.
     dtype = DTYPE.value or ('float32' if jax.default_backend() == 'cpu' else None)
     model, params = interop.load(source, dtype=dtype)

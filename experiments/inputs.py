@@ -58,14 +58,18 @@ def texts(job: Job) -> Inputs:
       f'{jax.device_count()} devices; set it to a multiple of {jax.device_count()}'
     )
   corpus = referred(job)
-  batches = data.batches(
-    corpus.train.examples,
-    config.train.batch_size,
-    max_length=config.data.max_length,
-    seed=config.seed,
-    pack=config.data.pack,
-    buckets=tuple(config.data.buckets),
-  )
+  options = {
+    'max_length': config.data.max_length,
+    'seed': config.seed,
+    'pack': config.data.pack,
+    'buckets': tuple(config.data.buckets),
+  }
+  size = config.train.batch_size
+  if corpus.stream is None:
+    batches = data.batches(corpus.train.examples, size, **options)
+  else:
+    records, encode, window = corpus.stream
+    batches = data.stream_batches(records, encode, size, window=window, **options)
   held_out = {
     'valid': dataset.eval_batches(config, corpus.valid),
     'test': dataset.eval_batches(config, corpus.test),
@@ -122,6 +126,7 @@ def features(job: Job) -> Inputs | None:
     or compares(config)
     or config.objective.neftune
     or config.objective.teacher
+    or corpus.stream is not None
     or job.steps * config.train.batch_size < len(corpus.train.examples)
     or rows * length * job.model.config.width * 4 > MOST_BYTES
   ):

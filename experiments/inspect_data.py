@@ -13,7 +13,7 @@ from typing import cast
 
 from absl import flags
 
-from experiments import dataset, entry
+from experiments import entry, sources
 from experiments.comparison import folder as folders
 from experiments.inspection import page, records, sizes, terminal
 from jaxtune import data, interop
@@ -44,9 +44,9 @@ WORKDIR = flags.DEFINE_string('workdir', None, 'A folder for inspect.html.')
 
 
 def main() -> int:
-  path = dataset.resolve(PATH.value)
+  path = sources.resolve(PATH.value)
   columns = records.columns(COLUMNS.value)
-  tok = interop.tokenizer(dataset.resolve(MODEL.value))
+  tok = interop.tokenizer(sources.resolve(MODEL.value))
   found = records.read(path, tok, KIND.value, columns, supervise())
   measured = sizes.measure(found)
   if not measured.lengths.max():

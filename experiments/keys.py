@@ -10,7 +10,7 @@ from ml_collections.config_dict import ConfigDict as Config
 from configs import base
 from experiments import objective
 from experiments.tasks import TASKS
-from jaxtune import adapt
+from jaxtune import adapt, data
 from jaxtune.typing import InputError
 
 # Keys that a rule, a method, an objective or the data name.
@@ -79,7 +79,7 @@ def check(config: Config) -> None:
     for name in names:
       if values[name] < least:
         raise InputError(f'{name} is {values[name]}; it must be at least {least}')
-  for name in ('optim.lr', 'method.alpha', 'rollout.temperature'):
+  for name in ('optim.lr', 'method.alpha', 'rollout.temperature', 'data.temperature'):
     if not values[name] > 0:
       raise InputError(f'{name} is {values[name]}; it must be above zero')
   for name, known in (
@@ -134,11 +134,51 @@ def check_unused(config: Config) -> None:
     raise InputError(f'data.buckets is {config.data.buckets}; give whole numbers, as (64, 128)')
   if config.data.buckets and config.data.pack:
     raise InputError('data.buckets are for rows that are not packed; set data.pack or data.buckets')
+  check_sources(config)
   if config.layers and not config.model:
     raise InputError('layers is of a pretrained model; set decoder.layers of one from scratch')
   method = config.method
   if method.select and not method.adapter and 'select' not in adapt.options_of(method.name):
     raise InputError(f'method.select is set, but {method.name} selects no weights; leave it out')
+
+
+def check_sources(config: Config) -> None:
+  """Refuses mixtures and streams that make no sense, and what needs all rows in one list."""
+  c, task = config.data, config.task
+  if not all(isinstance(path, str) and path for path in c.also):
+    raise InputError(f"data.also is {c.also}; give paths, as ('more.jsonl',)")
+  if len({c.path, *c.also}) <= len(c.also):
+    raise InputError(f'data.also is {c.also}; give each file once, and not data.path')
+  if c.weights and len(c.weights) != 1 + len(c.also):
+    raise InputError(
+      f'data.weights is {c.weights}, for {1 + len(c.also)} files; give one to data.path and each '
+      'of data.also'
+    )
+  if c.weights:
+    data.shares(dict(zip((c.path, *c.also), c.weights, strict=True)), c.temperature)
+  if not c.also and c.temperature != 1:
+    raise InputError('data.temperature is of a mixture; name other files in data.also')
+  if not c.also and not c.stream:
+    return
+  name = 'data.stream' if c.stream else 'data.also'
+  if task == 'reinforcement' or config.objective.reference == 'cached':
+    reason = 'objective.reference is cached' if task != 'reinforcement' else f'task is {task}'
+    raise InputError(f'{name} is set and {reason}, which needs its rows in one file; leave it out')
+  if not c.stream:
+    return
+  if TASKS[task].names is not None:
+    raise InputError(
+      f'data.stream is set and task is {task}, which has to see all classes first; leave it out'
+    )
+  if not config.train.steps:
+    raise InputError('data.stream is set, and a stream has no end; set train.steps')
+  if c.also and not c.weights:
+    raise InputError('data.stream is set, and streams have no size; give data.weights')
+  for side in ('valid', 'test'):
+    if 0 < c[side] < 1:
+      raise InputError(
+        f'data.{side} is {c[side]}, a fraction, and a stream has no size; give a count of rows'
+      )
 
 
 def check_values(

@@ -4,7 +4,7 @@ import pathlib
 
 import jax
 
-from experiments import dataset, tasks, tuned, workdir
+from experiments import sources, tasks, tuned, workdir
 from experiments.keys import Config
 from jaxtune import adapt, data, interop
 from jaxtune.models import ModelSpec
@@ -27,7 +27,7 @@ def teacher(
     model, params, own = run.model, jax.jit(adapt.merge)(run.params), run.names
     taught = run.tok
   else:
-    found = dataset.resolve(source)
+    found = sources.resolve(source)
     model, params = interop.load(found)
     own = tuple(interop.load_labels(found) or ())
     taught = interop.tokenizer(found)

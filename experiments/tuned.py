@@ -5,7 +5,7 @@ from typing import NamedTuple
 
 import jax
 
-from experiments import dataset, keys, parameters, tasks, workdir
+from experiments import keys, parameters, sources, tasks, workdir
 from experiments.keys import Config
 from jaxtune import data, interop, models
 from jaxtune.models import ModelSpec
@@ -35,7 +35,7 @@ def open_run(folder: str) -> Tuned:
   if workdir.result(path) is None:
     raise InputError(f'{path} holds a run that is not finished; start it again to go on with it')
   export = path / 'export'
-  base = dataset.resolve(config.model) if config.model else None
+  base = sources.resolve(config.model) if config.model else None
   if base and (export / 'adapter_config.json').exists():
     model, params = interop.load(base)
     if config.task == 'masked_lm':  # any body can be one; what the adapter saved then replaces it

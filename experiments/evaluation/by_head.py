@@ -7,7 +7,7 @@ import jax
 import numpy as np
 from scipy import special
 
-from experiments import dataset
+from experiments import dataset, sources
 from experiments.evaluation.batches import each
 from experiments.evaluation.measured import Measured, Scores
 from experiments.tuned import Tuned
@@ -15,7 +15,7 @@ from jaxtune import data
 from jaxtune.report import scores
 
 
-def measure(run: Tuned, rows: Sequence[dataset.Record]) -> Measured:
+def measure(run: Tuned, rows: Sequence[sources.Record]) -> Measured:
   """Cross-entropy, accuracy, F1 and Matthews' correlation; or errors and correlations."""
   config = run.config
   part = dataset.encode_rows(config, run.tok, rows, run.names)

@@ -7,7 +7,7 @@ from typing import Any
 
 import jax
 
-from experiments import dataset
+from experiments import dataset, sources
 from experiments.evaluation import by_head
 from experiments.evaluation.batches import each
 from experiments.evaluation.measured import Measured, Scores
@@ -20,7 +20,7 @@ from jaxtune.report.interval import Interval
 CHUNK = 256  # predictions whose logits are held at a time
 
 
-def measure(run: Tuned, rows: Sequence[dataset.Record]) -> Measured:
+def measure(run: Tuned, rows: Sequence[sources.Record]) -> Measured:
   """Nats a supervised token, perplexity, and the share of tokens that are the likeliest."""
   config = run.config
   part = dataset.encode_rows(config, run.tok, rows, ())

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 from scipy import special
 
-from experiments import dataset
+from experiments import sources
 from experiments.evaluation import by_head
 from experiments.evaluation.batches import each
 from experiments.evaluation.measured import Measured
@@ -24,7 +24,7 @@ WITHOUT_CONTENT = ('N/A', '[MASK]')  # two of the three texts of Zhao et al. 202
 
 
 def measure(
-  run: Tuned, rows: Sequence[dataset.Record], train: Sequence[dataset.Record]
+  run: Tuned, rows: Sequence[sources.Record], train: Sequence[sources.Record]
 ) -> Measured:
   """Accuracy, F1 and Matthews' correlation of the likeliest words; `train` gives the examples."""
   config, c = run.config, run.config.evaluate
@@ -32,7 +32,7 @@ def measure(
   words = label_words(c.words) or {name: name for name in data.label_names(train, field)}
   names = tuple(words)
   labels = few_shot.label_places(rows, field, names)
-  shown: list[tuple[dataset.Record, str]] = []
+  shown: list[tuple[sources.Record, str]] = []
   if c.shots:
     candidates = few_shot.label_places(train, field, names)
     chosen = few_shot.draw_examples(candidates, names, c.shots, c.seed)

@@ -4,9 +4,9 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
-from experiments.dataset import Record
 from experiments.evaluation.measured import Measured
 from experiments.keys import Config
+from experiments.sources import Record
 from experiments.tuned import Tuned
 from jaxtune import report
 from jaxtune.data.by_length import longest_first

@@ -2,7 +2,7 @@
 
 import json
 
-from experiments import dataset, keys, parameters, tuned
+from experiments import keys, parameters, sources, tuned
 from experiments.evaluation import by_head, by_text, by_words, by_writing, output
 from experiments.evaluation.measured import Measured
 from experiments.keys import Config
@@ -47,7 +47,7 @@ def pretrained(config: Config) -> Tuned:
   """
   if not config.model:
     raise InputError('model is empty; give one with --config.model=...')
-  source = dataset.resolve(config.model)
+  source = sources.resolve(config.model)
   model, params = parameters.pretrained(config, source)
   return Tuned(
     config=config,
@@ -68,12 +68,12 @@ def measure(run: Tuned, folder: str | None, path: str) -> tuple[Measured, str]:
       'causal_lm, and what the run itself measured is in its report.html'
     )
   written = by_writing.metrics(config)
-  splits: dict[str, list[dataset.Record]] = {'train': []}
+  splits: dict[str, list[sources.Record]] = {'train': []}
   if not path or config.task == 'classification' and run.model.task == 'causal_lm':
-    splits, _ = dataset.read_records(config)  # a language model may be shown training rows
+    splits = sources.read(config).splits  # a language model may be shown training rows
   rows, about = splits.get('test', []), 'the test rows of the run' if folder else 'the test rows'
   if path:
-    (rows, _), about = dataset.read_rows(config, path), path
+    (rows, _), about = sources.read_file(config, path), path
   if not rows:
     raise InputError(
       f'{folder}: the run held out no test rows (data.test is 0); give a file with --data'

@@ -1,6 +1,6 @@
 """A tuned classifier of reviews as the reward of their continuations."""
 
-from experiments import dataset, tuned
+from experiments import sources, tuned
 from jaxtune import data, train
 from jaxtune.typing import InputError
 
@@ -47,7 +47,7 @@ def openings(run: tuned.Tuned, words: int, rows: int) -> dict[str, list[Opening]
   Raises:
     InputError: fewer than `rows` of either.
   """
-  splits, _ = dataset.read_records(run.config)
+  splits = sources.read(run.config).splits
   seen: set[str] = set()
   found: dict[str, list[Opening]] = {}
   for split, records in (('test', splits['test']), ('train', splits['train'][::-1])):

@@ -32,6 +32,7 @@ from jaxtune.data.read import read as read
 from jaxtune.data.render import render as render
 from jaxtune.data.render import render_many as render_many
 from jaxtune.data.row import Row as Row
+from jaxtune.data.split import absent_from as absent_from
 from jaxtune.data.split import check_classes as check_classes
 from jaxtune.data.split import deduplicate as deduplicate
 from jaxtune.data.split import side_by_hash as side_by_hash

@@ -43,6 +43,27 @@ def deduplicate(
   return kept, len(records) - len(kept)
 
 
+def absent_from(
+  records: Iterable[Record], field: str | None = None, *, near: bool = False
+) -> Callable[[Record], bool]:
+  """A function that says whether no one of these records has the content of another.
+
+  What is held out can so be kept out of a stream:
+
+    held = list(itertools.islice(stream, 1000))
+    train = stream.filter(data.absent_from(held))
+
+  Args: as of `deduplicate`.
+  """
+  seen = {_content(value, near) for value in _values(list(records), field)}
+
+  def absent(record: Record) -> bool:
+    (value,) = _values([record], field)
+    return _content(value, near) not in seen
+
+  return absent
+
+
 def _values(records: Sequence[Record], field: str | None) -> Sequence[Any]:
   return records if field is None and records else column(records, str(field))
 

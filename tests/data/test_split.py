@@ -4,6 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from jaxtune import data
 from jaxtune.data import (
   check_classes,
   column,
@@ -157,3 +158,11 @@ def test_classes_missing_from_a_set():
   assert remark.startswith("test has no row of '1', '3', of the 3 classes of 'label'")
   with pytest.raises(InputError, match="test has the class '3' of 'label', which train lacks"):
     check_classes({'train': labels(1, 2), 'test': labels(3)}, 'label')
+
+
+def test_what_is_held_out_of_a_stream():
+  held = [{'text': 'Good  film', 'id': 1}]
+  rows = [{'text': 'good film', 'id': 2}, {'text': 'Good  film', 'id': 3}, {'text': 'bad', 'id': 1}]
+  assert [data.absent_from(held, 'text')(row) for row in rows] == [True, False, True]
+  assert [data.absent_from(held, 'text', near=True)(row) for row in rows] == [False, False, True]
+  assert all(map(data.absent_from(held), rows)) and not data.absent_from(held)(held[0])

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from scipy import special
 
-from experiments import dataset
+from experiments import sources
 from experiments.evaluation import by_writing, start
 from jaxtune import interop, models
 from jaxtune.data import few_shot
@@ -70,7 +70,7 @@ def measured(decoder, configure, capsys):
 
 def held_out(configure, values):
   """The test and training rows of a configuration."""
-  splits, _ = dataset.read_records(configure(values=values))
+  splits = sources.read(configure(values=values)).splits
   return splits['test'], splits['train']
 
 

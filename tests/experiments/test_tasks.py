@@ -6,7 +6,7 @@ import jax
 import numpy as np
 import pytest
 
-from experiments import dataset, tuned
+from experiments import sources, tuned
 from jaxtune import report, tree
 
 WORDS = ('good', 'great', 'fine', 'bad', 'awful', 'poor')
@@ -151,7 +151,7 @@ def test_columns_beside_the_chosen_kind_change_nothing(configure, tmp_path):
   row = {'messages': said, 'prompt': 'a', 'completion': 'b', 'source': 'web'}
   path.write_text(json.dumps(row) + '\n')
   config = configure('causal_lm', {'data.kind': 'completion'})
-  ((made,), _) = dataset.read_rows(config, str(path))
+  ((made,), _) = sources.read_file(config, str(path))
   assert made == {'prompt': 'a', 'completion': 'b', 'source': 'web'}
 
 
@@ -160,5 +160,5 @@ def test_several_answers_to_one_prompt_are_no_duplicates(configure, tmp_path):
   answers = [{'prompt': 'q', 'completion': f'answer {i}', 'label': bool(i % 2)} for i in range(40)]
   path.write_text(''.join(json.dumps(row) + '\n' for row in [*answers, answers[0]]))
   config = configure('unpaired_preference', {'data.path': str(path)})
-  splits, notes = dataset.read_records(config)
-  assert sum(map(len, splits.values())) == 40 and '1 duplicates left out' in notes[0]
+  rows = sources.read(config)
+  assert sum(map(len, rows.splits.values())) == 40 and '1 duplicates left out' in rows.notes[0]
