@@ -6,6 +6,8 @@ r"""Distils the tuned encoder of the quickstart into one of half its layers.
 The student starts from every second layer of MiniLM, and learns what the teacher says of a review
 beside its label. With --config.objective.name=classification --config.objective.teacher='' it
 learns the label alone.
+
+Expect 0.763 of the held-out reviews, 0.753 from the label alone; the teacher has 0.798.
 """
 
 from configs import quickstart
