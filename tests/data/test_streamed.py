@@ -192,15 +192,15 @@ def test_bad_arguments(make, change, message):
 
 
 GROWTH = """
-import itertools, json, resource, sys
+import itertools, json, sys
 import tokenizers
-from jaxtune import data
+from jaxtune import data, report
 tok = data.Tokenizer(tokenizers.Tokenizer.from_file(sys.argv[2]), data.SpecialTokens(eos=102))
 encode = lambda records: data.render_many(tok, records, max_length=512)
 stream = data.stream_batches(
   data.stream(sys.argv[1]), encode, 16, max_length=512, seed=0, pack='best_fit'
 )
-peak = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+peak = lambda: report.peak_rss() / 2**20
 next(stream)
 before, tokens = peak(), 0
 while not stream.get_state()['cursor']['parent']['parent']['epoch']:

@@ -288,5 +288,5 @@ def test_perplexity_smollm2_on_its_first_rows(shell, smollm2, reviews):
   done = shell('evaluate', '--config=configs/perplexity_smollm2.py', '--config.evaluate.rows=8')
   assert done.code == 0, done.err
   found = json.loads(done.out.splitlines()[-1])
-  assert found['loss'] == pytest.approx(3.5384, abs=2e-3)
+  assert found['loss'] == pytest.approx(3.4928, abs=2e-3)
   assert found['perplexity'] == pytest.approx(math.exp(found['loss']))
