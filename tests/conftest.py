@@ -15,6 +15,12 @@ jax.config.update('jax_numpy_rank_promotion', 'raise')
 # Most of the time goes into compiling small functions that run once or twice. Slow, fault and peer
 # tests start processes of their own, which compile as users do.
 jax.config.update('jax_disable_most_optimizations', True)
+# What was compiled once, in an earlier run or beside, is taken from there.
+jax.config.update(
+  'jax_compilation_cache_dir', str(pathlib.Path(__file__).parents[1] / '.pytest_cache/compiled')
+)
+jax.config.update('jax_persistent_cache_min_compile_time_secs', 0)
+jax.config.update('jax_persistent_cache_min_entry_size_bytes', -1)
 
 
 def package_folder(name: str) -> pathlib.Path:

@@ -17,7 +17,6 @@ import pytest
 import safetensors.numpy
 import tokenizers
 from absl import flags
-from jax.experimental.compilation_cache import compilation_cache
 
 from configs import base
 from experiments import start
@@ -26,24 +25,6 @@ from jaxtune import interop, models, report
 ROOT = pathlib.Path(__file__).parents[2]
 GOOD, BAD = ('good', 'great', 'fine', 'lovely', 'superb'), ('bad', 'awful', 'poor', 'dull', 'weak')
 EOS = '<|endoftext|>'
-
-
-@pytest.fixture(scope='package', autouse=True)
-def quick_compilation(tmp_path_factory):
-  """Runs of one shape compile once: that takes ten times as long as such a run."""
-  names = {
-    'jax_compilation_cache_dir': str(tmp_path_factory.mktemp('compiled')),
-    'jax_persistent_cache_min_compile_time_secs': 0,
-    'jax_persistent_cache_min_entry_size_bytes': 0,
-  }
-  before = {name: jax.config.values[name] for name in names}
-  for name, value in names.items():
-    jax.config.update(name, value)
-  compilation_cache.reset_cache()
-  yield
-  for name, value in before.items():
-    jax.config.update(name, value)
-  compilation_cache.reset_cache()
 
 
 def texts(count):

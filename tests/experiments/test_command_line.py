@@ -79,7 +79,7 @@ def test_a_configuration_file_with_an_error(shell, tmp_path):
 @pytest.mark.slow
 def test_quickstart_shortened(shell, tmp_path):
   arguments = ['--config=configs/quickstart.py', f'--workdir={tmp_path}/w']
-  arguments.append('--config.train.steps=20')
+  arguments += ['--config.train.steps=20', '--config.data.valid=64', '--config.data.test=64']
   done = shell('finetune', *arguments)
   assert done.code == 0, done.err
   last = done.out.rstrip().splitlines()
