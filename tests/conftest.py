@@ -5,12 +5,12 @@ import importlib.util
 import os
 import pathlib
 
-# The older emitters compile in half the time; a later XLA has no others, and no such flag.
-OLDER = importlib.metadata.version('jaxlib').startswith('0.10.')
 os.environ.setdefault(
   'XLA_FLAGS',
   '--xla_force_host_platform_device_count=8'
-  + (' --xla_cpu_use_fusion_emitters=false' if OLDER else ''),
+  # The older emitters compile in half the time; a later XLA has no others, and no such flag.
+  + ' --xla_cpu_use_fusion_emitters=false'
+  * importlib.metadata.version('jaxlib').startswith('0.10.'),
 )
 os.environ.setdefault('JAX_PLATFORMS', 'cpu')
 
