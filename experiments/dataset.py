@@ -82,7 +82,8 @@ def encode(config: Config, tok: data.Tokenizer, model: ModelSpec, rows: Rows) ->
     whole = sources.mixed(config, examples)
     stream = Stream(whole, lambda some: data.Encoded(list(some)), config.train.batch_size)
   else:
-    train = encoded(reached(config, records['train']))
+    records = {**records, 'train': reached(config, records['train'])}
+    train = encoded(records['train'])
   valid, test = (
     encoded(records[split]) if records[split] else data.Encoded([]) for split in ('valid', 'test')
   )

@@ -277,7 +277,8 @@ def test_a_constant_schedule_is_a_number(name):
   rules = [by_name.factory(name)(rate, **STATIC.get(name, {})) for rate in (1e-2, lambda _: 1e-2)]
   params, gradient = numbers(0), numbers(1)
   a, b = (jax.jit(tx.update)(gradient, tx.init(params), params)[0] for tx in rules)
-  assert_close(a, b, rtol=1e-6, atol=0)
+  # An update that is a difference of parameters (adam_h) has their rounding.
+  assert_close(a, b, rtol=1e-6, atol=2e-7)
 
 
 @each()
