@@ -32,8 +32,7 @@ def deduplicate(
   Raises:
     InputError: there are no records, or the field is not in them.
   """
-  beside = list(beside)
-  seen = {_content(value, near) for value in _values(beside, field)} if beside else set()
+  seen = _contents(beside, field, near)
   kept = []
   for record, value in zip(records, _values(records, field), strict=True):
     content = _content(value, near)
@@ -55,13 +54,18 @@ def absent_from(
 
   Args: as of `deduplicate`.
   """
-  seen = {_content(value, near) for value in _values(list(records), field)}
+  seen = _contents(records, field, near)
 
   def absent(record: Record) -> bool:
     (value,) = _values([record], field)
     return _content(value, near) not in seen
 
   return absent
+
+
+def _contents(records: Iterable[Record], field: str | None, near: bool) -> set[bytes]:
+  records = list(records)
+  return {_content(value, near) for value in _values(records, field)} if records else set()
 
 
 def _values(records: Sequence[Record], field: str | None) -> Sequence[Any]:
