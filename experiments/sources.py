@@ -45,7 +45,10 @@ def resolve(source: str) -> str:
 
 
 def read(config: Config) -> Rows:
-  """The rows of all sources, none of them twice, and some of each held out."""
+  """The rows of all sources, and some of each held out.
+
+  In memory no row is there twice. What is held out of a stream is kept out of that stream alone.
+  """
   found = Rows({'train': [], 'valid': [], 'test': []}, {}, [])
   for source in (config.data.path, *config.data.also):
     path = resolve(source)
@@ -112,7 +115,8 @@ def _streamed(config: Config, path: str) -> tuple[dict[str, list[Record]], grain
     splits,
     learned,
     f'read as it comes; the first {len(first):,} rows are held out ({len(splits["valid"]):,} '
-    f'valid, {len(splits["test"]):,} test), and nothing like them is learned. Read as {said}.',
+    f'valid, {len(splits["test"]):,} test), and nothing like them is learned from it. '
+    f'Read as {said}.',
   )
 
 
