@@ -12,7 +12,7 @@ from typing import Any
 
 from absl import app, flags, logging
 
-from experiments import keys
+from experiments import compilations, keys
 from jaxtune.typing import InputError
 
 INTERRUPTED = 130  # the shell's exit code of SIGINT
@@ -33,6 +33,7 @@ def launch(
     logging.set_verbosity(logging.FATAL)  # what libraries log as errors they also raise
     if len(arguments) > 1:
       return fail(f'unknown argument {arguments[1]!r}; flags start with --')
+    compilations.keep()
     try:
       return main()
     except (InputError, OSError) as error:

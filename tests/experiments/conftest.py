@@ -221,7 +221,10 @@ def interrupt_at(monkeypatch):
 
 @pytest.fixture(scope='package')
 def shell(tmp_path_factory):
-  """`shell('finetune', '--config=...')`: a real process on one device; Popen(...) or its result."""
+  """`shell('finetune', '--config=...')`: a real process on one device; Popen(...) or its result.
+
+  `cache`: whether processes share what they compile; None for where users have it.
+  """
   compiled = tmp_path_factory.mktemp('compiled by processes')
 
   def run(script, *arguments, wait=True, cache=True, path='', **options):
@@ -233,6 +236,8 @@ def shell(tmp_path_factory):
         'JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS': '0',
         'JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES': '0',
       }
+    elif cache is not None:
+      environment['JAX_ENABLE_COMPILATION_CACHE'] = '0'
     process = subprocess.Popen(
       [sys.executable, '-m', f'experiments.{script}', *map(str, arguments)],
       cwd=ROOT,
