@@ -31,6 +31,10 @@ def get_config() -> ml_collections.ConfigDict:
   # Read as the steps go on, for files larger than memory; data.valid and data.test are then counts,
   # of the first rows. Rows are shuffled among 4,096 neighbours.
   config.data.stream = False
+  # Records that cannot be used: refuse, or skip. No more than the limit are skipped, from 1 up a
+  # count, below it a fraction of all; the report says how many, and names the first.
+  config.data.bad = 'refuse'
+  config.data.bad_limit = 100.0
   config.data.kind = ''  # of the records, see jaxtune.data.normalize; recognized by the columns
   config.data.text = 'text'  # the column to read
   config.data.label = 'label'  # the column to predict (classification, regression)

@@ -137,7 +137,7 @@ def judged(
     differences=every,
     ties=tied if c.reference in variants else [],
     rows=len(corpus.test.examples),
-    about=list(corpus.notes),
+    about=corpus.remarks(),
   )
 
 

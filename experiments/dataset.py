@@ -39,7 +39,7 @@ class Corpus:
   """The data of a run, encoded: what is learned, what chooses, and what only measures.
 
   Where `stream` is given it is learned, and `train` holds all examples of a mixture, or the first
-  ones of a stream.
+  ones of a stream. Rows that cannot be used are in `skipped`, which counts on as a stream is read.
   """
 
   train: data.Encoded
@@ -49,6 +49,12 @@ class Corpus:
   names: tuple[str, ...]
   notes: tuple[str, ...]
   stream: Stream | None = None
+  skipped: data.Skipped | None = None
+
+  def remarks(self) -> list[str]:
+    """All that a person should know of the data by now."""
+    left_out = self.skipped.remark() if self.skipped else ''
+    return [*self.notes, *([left_out] if left_out else [])]
 
 
 def encode(config: Config, tok: data.Tokenizer, model: ModelSpec, rows: Rows) -> Corpus:
@@ -60,7 +66,7 @@ def encode(config: Config, tok: data.Tokenizer, model: ModelSpec, rows: Rows) ->
       f'set it to {model.config.positions} or less'
     )
   names: tuple[str, ...] = ()
-  records, learned, lines = rows.splits, rows.learned, list(rows.notes)
+  records, learned, lines = {**rows.splits}, rows.learned, list(rows.notes)
   if task.names is not None:
     names = task.names(records['train'])
     lines += data.check_classes(records, 'tags' if 'tags' in task.kinds else 'label')
@@ -70,23 +76,31 @@ def encode(config: Config, tok: data.Tokenizer, model: ModelSpec, rows: Rows) ->
     interop.check_ids(all_tokens(found.examples), tok.encoder, model)
     return found
 
+  def usable(some: Sequence[Record]) -> data.Encoded:
+    return data.usable(some, encoded, rows.skipped)[1]
+
+  def of_split(split: str) -> data.Encoded:
+    if not records[split]:
+      return data.Encoded([])
+    kept, part = data.usable(records[split], encoded, rows.skipped)
+    records[split] = [*kept]
+    return part
+
   stream = None
   if config.data.stream:
-    train = encoded(records['train'])
-    stream = Stream(sources.mixed(config, learned), encoded, WINDOW)
+    train = of_split('train')
+    stream = Stream(sources.mixed(config, learned), usable, WINDOW)
   elif len(learned) > 1:
-    several = {name: encoded(some) for name, some in learned.items()}
+    several = {name: usable(some) for name, some in learned.items()}
     train = joined(several.values())
     examples = {name: part.examples for name, part in several.items()}
     # Each file is shuffled already, and every step gets the shares.
     whole = sources.mixed(config, examples)
     stream = Stream(whole, lambda some: data.Encoded(list(some)), config.train.batch_size)
   else:
-    records = {**records, 'train': reached(config, records['train'])}
-    train = encoded(records['train'])
-  valid, test = (
-    encoded(records[split]) if records[split] else data.Encoded([]) for split in ('valid', 'test')
-  )
+    records['train'] = reached(config, records['train'])
+    train = of_split('train')
+  valid, test = of_split('valid'), of_split('test')
   for split, part in (('train', train), ('valid', valid), ('test', test)):
     lines += remarks(split, part, len(records[split]), length)
   return Corpus(
@@ -97,6 +111,7 @@ def encode(config: Config, tok: data.Tokenizer, model: ModelSpec, rows: Rows) ->
     names=names,
     notes=tuple(lines),
     stream=stream,
+    skipped=rows.skipped,
   )
 
 

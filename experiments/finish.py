@@ -164,7 +164,7 @@ def finish(
         'checkpoints/': 'the newest two steps and the best',
         'run.json': 'configuration, seed and versions',
       },
-      notes=job.corpus.notes,
+      notes=job.corpus.remarks(),
     ),
   )
   plain = {

@@ -55,7 +55,7 @@ def main() -> int:
     title=pathlib.PurePath(path).name,
     headline=f'{PATH.value}: {found.said}',
     facts=facts(found, measured),
-    warnings=sizes.sentences(found, measured, MAX_LENGTH.value),
+    warnings=bad(found) + sizes.sentences(found, measured, MAX_LENGTH.value),
     records=[record(tok, found, row) for row in range(min(ROWS.value, len(found.records)))],
     rows=batch(tok, found),
     rows_said=f'{MAX_LENGTH.value} tokens a row, packing: {PACK.value.replace("_", " ")}',
@@ -70,6 +70,11 @@ def main() -> int:
     page.write(folder / 'inspect.html', shown)
     print(f'\nreport   {folder / "inspect.html"}')
   return 0
+
+
+def bad(found: records.Inspected) -> list[str]:
+  """What a run would refuse, or skip with data.bad=skip."""
+  return [found.skipped.remark()] if found.skipped.reasons else []
 
 
 def supervise() -> Supervise:

@@ -18,6 +18,7 @@ FREE: tuple[str, ...] = ('optim.hyperparameters.', 'method.options.', 'objective
 FREE += ('rollout.options.', 'data.columns.')
 DTYPES = ('', 'bfloat16', 'float32', 'float16')
 SUPERVISE = ('assistant', 'last', 'completion', 'all')
+BAD = ('refuse', 'skip')
 PACKS = ('', 'first_fit', 'best_fit', 'concat')
 REFERENCES = ('start', 'cached')
 SCALES = ('group', 'batch', 'none')
@@ -79,7 +80,8 @@ def check(config: Config) -> None:
     for name in names:
       if values[name] < least:
         raise InputError(f'{name} is {values[name]}; it must be at least {least}')
-  for name in ('optim.lr', 'method.alpha', 'rollout.temperature', 'data.temperature'):
+  above = ('optim.lr', 'method.alpha', 'rollout.temperature', 'data.temperature', 'data.bad_limit')
+  for name in above:
     if not values[name] > 0:
       raise InputError(f'{name} is {values[name]}; it must be above zero')
   for name, known in (
@@ -90,6 +92,7 @@ def check(config: Config) -> None:
     ('dtype', DTYPES),
     ('data.supervise', SUPERVISE),
     ('data.pack', PACKS),
+    ('data.bad', BAD),
     ('objective.reference', REFERENCES),
     ('rollout.scale', SCALES),
   ):
@@ -128,6 +131,8 @@ def check_unused(config: Config) -> None:
       f'data.supervise is {config.data.supervise!r}, which is of task causal_lm; for task {task} '
       'leave it out'
     )
+  if 'data.bad_limit' in changed and config.data.bad == 'refuse':
+    raise InputError('data.bad_limit is set, and data.bad is refuse; set data.bad to skip')
   if config.data.completion and not config.data.prompt:
     raise InputError('data.completion is set, and data.prompt is empty; set both')
   if not all(type(width) is int for width in config.data.buckets):
@@ -174,7 +179,7 @@ def check_sources(config: Config) -> None:
     raise InputError('data.stream is set, and a stream has no end; set train.steps')
   if c.also and not c.weights:
     raise InputError('data.stream is set, and streams have no size; give data.weights')
-  for side in ('valid', 'test'):
+  for side in ('valid', 'test', 'bad_limit'):
     if 0 < c[side] < 1:
       raise InputError(
         f'data.{side} is {c[side]}, a fraction, and a stream has no size; give a count of rows'

@@ -13,7 +13,7 @@ def preview(job: Job) -> int:
   trained = sum(_size(route) for route in routes if route.value)
   total = sum(_size(route) for route in routes)
   print(f'\n{trained:,} of {total:,} parameters are trained ({100 * trained / total:.2f}%)\n')
-  for note in job.corpus.notes:
+  for note in job.corpus.remarks():
     print(note)
   given = inputs.texts(job)
   program, batch = run.prepare(job, given), next(given.batches)

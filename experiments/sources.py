@@ -26,11 +26,13 @@ class Rows(NamedTuple):
     splits: rows to learn from (`train`, of streams the first ones), and `valid` and `test`.
     learned: the rows to learn from once more, by the path that they come from.
     notes: remarks for the report.
+    skipped: the rows that cannot be used, where they are left out.
   """
 
   splits: dict[str, list[Record]]
   learned: dict[str, list[Record] | grain.IterDataset]
   notes: list[str]
+  skipped: data.Skipped | None = None
 
 
 def resolve(source: str) -> str:
@@ -49,19 +51,26 @@ def read(config: Config) -> Rows:
 
   In memory no row is there twice. What is held out of a stream is kept out of that stream alone.
   """
-  found = Rows({'train': [], 'valid': [], 'test': []}, {}, [])
+  found = Rows({'train': [], 'valid': [], 'test': []}, {}, [], leave_out(config))
   for source in (config.data.path, *config.data.also):
     path = resolve(source)
     if config.data.stream:
-      splits, learned, note = _streamed(config, path)
+      splits, learned, note = _streamed(config, path, found.skipped)
     else:
-      splits, note = _split(config, path, found.splits)
+      splits, note = _split(config, path, found.splits, found.skipped)
       learned = splits['train']
     for name, rows in splits.items():
       found.splits[name].extend(rows)
     found.learned[source] = learned
     found.notes.append(f'{pathlib.Path(path).name}: {note}')
+  if found.skipped:
+    found.skipped.check(sum(map(len, found.splits.values())))
   return found
+
+
+def leave_out(config: Config) -> data.Skipped | None:
+  """What counts the rows that cannot be used, where a run leaves them out."""
+  return data.Skipped(config.data.bad_limit) if config.data.bad == 'skip' else None
 
 
 def mixed(config: Config, learned: Mapping[str, Any]) -> grain.IterDataset:
@@ -73,10 +82,10 @@ def mixed(config: Config, learned: Mapping[str, Any]) -> grain.IterDataset:
 
 
 def _split(
-  config: Config, path: str, others: Mapping[str, list[Record]]
+  config: Config, path: str, others: Mapping[str, list[Record]], skipped: data.Skipped | None
 ) -> tuple[dict[str, list[Record]], str]:
   """The rows of a file in their splits, without those that other files have."""
-  records, said = read_file(config, path)
+  records, said = read_file(config, path, skipped)
   by = duplicates_by(records[0])
   beside = [row for rows in others.values() for row in rows if by is None or by in row]
   records, dropped = data.deduplicate(records, by, beside=beside)
@@ -88,9 +97,12 @@ def _split(
   return splits, f'{counts} rows; {dropped:,} duplicates left out. Read as {said}.'
 
 
-def _streamed(config: Config, path: str) -> tuple[dict[str, list[Record]], grain.IterDataset, str]:
+def _streamed(
+  config: Config, path: str, skipped: data.Skipped | None
+) -> tuple[dict[str, list[Record]], grain.IterDataset, str]:
   """The rows of a file as they come, but those that are held out: the first ones."""
-  found = data.normalize(data.stream(path), kind=kind(config), columns=columns(config), source=path)
+  records = data.stream(path, skipped)
+  found = data.normalize(records, kind=kind(config), columns=columns(config), source=path)
   said = accepted(config, path, found)
   if found.kind == 'text' and config.task == 'embedding':
     raise InputError(
@@ -120,17 +132,24 @@ def _streamed(config: Config, path: str) -> tuple[dict[str, list[Record]], grain
   )
 
 
-def read_file(config: Config, path: str) -> tuple[list[Record], str]:
+def read_file(
+  config: Config, path: str, skipped: data.Skipped | None = None
+) -> tuple[list[Record], str]:
   """The rows of a file with the fields of their kind beside their columns, and what they are."""
-  records = data.read(path)
-  found = data.normalize(records, kind=kind(config), columns=columns(config), source=path)
-  made, said = found.records, accepted(config, path, found)
+  records: list[Any] = data.read(path, skipped)
+  found = data.normalize(
+    records, kind=kind(config), columns=columns(config), source=path, skipped=skipped
+  )
+  said, columned = accepted(config, path, found), {row.place: row for row in records}
   # Beside the fields of its kind a row keeps its columns, but none that makes another kind of it.
   hidden = set(TELLING) - {config.data.text}
-  rows: list[Record] = [
-    data.Row({**{k: v for k, v in old.items() if k not in hidden}, **new}, new.place)
-    for old, new in zip(records, made, strict=True)
-  ]
+  rows: list[Record] = []
+  for new in found.records:
+    old = {k: v for k, v in columned[new.place].items() if k not in hidden}
+    rows.append(data.Row({**old, **new}, new.place))
+  check = tasks.TASKS[config.task].check
+  if skipped and check:
+    rows = [*data.sift(rows, check, skipped)]
   if config.task == 'embedding' and 'text' in found.records[0]:
     pairs, left_out = data.halves(rows)
     said += f', of which the halves are pairs; {left_out:,} of one sentence were left out'

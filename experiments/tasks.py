@@ -1,6 +1,7 @@
 """What a run can learn: the records that a task takes, its head, its objectives, its score."""
 
 import dataclasses
+import functools
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -8,6 +9,7 @@ import jax
 from ml_collections.config_dict import ConfigDict as Config
 
 from jaxtune import data, models
+from jaxtune.data.column import numbers
 from jaxtune.models import ModelSpec
 from jaxtune.typing import Params
 
@@ -26,6 +28,7 @@ class Task:
     encode: canonical records to examples.
     base: what the model has to be, as `ModelSpec.task`; empty for any.
     names: the classes in records, in the order of their numbers.
+    check: refuses labels.
     outputs: of a fresh head, from the number of classes; None for the outputs that the model has.
     head: puts it on the body.
     score: of an evaluation, what chooses the best step, greater is better; empty for minus the
@@ -38,6 +41,7 @@ class Task:
   encode: Callable[[Config, data.Tokenizer, Sequence[Record], Names], data.Encoded]
   base: str = ''
   names: Callable[[Sequence[Record]], Names] | None = None
+  check: Callable[[Sequence[Record]], Any] | None = None
   outputs: Callable[[int], int] | None = None
   head: Callable[[jax.Array, ModelSpec, Params, int], tuple[ModelSpec, Params]] = models.classifier
   score: str = ''
@@ -117,6 +121,7 @@ TASKS = {
     objectives=('classification', 'distillation'),
     encode=_classes,
     names=_label_names,
+    check=_label_names,
     outputs=lambda classes: classes,
     score='accuracy',
   ),
@@ -125,6 +130,7 @@ TASKS = {
     objectives=('multi_label',),
     encode=_several,
     names=_class_names,
+    check=_class_names,
     outputs=lambda classes: classes,
   ),
   'token_classification': Task(
@@ -132,6 +138,7 @@ TASKS = {
     objectives=('token_classification', 'distillation'),
     encode=_tags,
     names=data.tag_names,
+    check=data.tag_names,
     outputs=lambda classes: classes,
     head=_each_token,
     score='accuracy',
@@ -141,6 +148,7 @@ TASKS = {
     kinds=('labelled',),
     objectives=('mean_squared_error', 'huber'),
     encode=_numbers,
+    check=functools.partial(numbers, name='label'),
     outputs=lambda classes: 1,
   ),
   'causal_lm': Task(

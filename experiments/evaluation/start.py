@@ -73,7 +73,11 @@ def measure(run: Tuned, folder: str | None, path: str) -> tuple[Measured, str]:
     splits = sources.read(config).splits  # a language model may be shown training rows
   rows, about = splits.get('test', []), 'the test rows of the run' if folder else 'the test rows'
   if path:
-    (rows, _), about = sources.read_file(config, path), path
+    skipped = sources.leave_out(config)
+    (rows, _), about = sources.read_file(config, path, skipped), path
+    if skipped and skipped.reasons:
+      skipped.check(len(rows))
+      print(skipped.remark())
   if not rows:
     raise InputError(
       f'{folder}: the run held out no test rows (data.test is 0); give a file with --data'

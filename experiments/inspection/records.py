@@ -1,6 +1,7 @@
 """Records as tokens, each with what becomes of it: learned, only seen, cut off or padding."""
 
 import itertools
+import math
 import os
 import pathlib
 from collections.abc import Iterable, Mapping, Sequence
@@ -39,6 +40,7 @@ class Inspected(NamedTuple):
     records:
     parts: of each record.
     whole: whether these are all records of the file.
+    skipped: those that cannot be used.
   """
 
   said: str
@@ -46,6 +48,7 @@ class Inspected(NamedTuple):
   records: Sequence[Mapping[str, Any]]
   parts: list[list[Part]]
   whole: bool
+  skipped: data.Skipped
 
 
 class Token(NamedTuple):
@@ -68,24 +71,35 @@ def read(
     InputError: as `data.read`, `data.normalize` and `data.render_many`.
   """
   rows: list[Any]
+  skipped = data.Skipped(math.inf)
   if os.path.isfile(path) and pathlib.Path(path).stat().st_size > _LARGE:
-    rows = list(itertools.islice(iter(data.stream(path)), MOST + 1))
+    rows = list(itertools.islice(iter(data.stream(path, skipped)), MOST + 1))
   else:
-    rows = data.read(path)
+    rows = data.read(path, skipped)
   whole = len(rows) <= MOST
-  found = data.normalize(rows[:MOST], kind=kind, columns=columns, source=path)
-  texts = _texts(found.kind, found.records)
-  parts: list[list[Part]] = [[] for _ in found.records]
-  for name, records in texts.items():
-    if found.kind in RENDERED:
-      made = data.render_many(tok, records, supervise, source=path)
-      for record, (_, learned) in zip(records, made, strict=True):
+  found = data.normalize(rows[:MOST], kind=kind, columns=columns, source=path, skipped=skipped)
+
+  def parts(records: Sequence[Any]) -> list[list[Part]]:
+    return _parts(tok, found.kind, records, supervise, path)
+
+  records, made = data.usable(found.records, parts, skipped)
+  return Inspected(found.said, found.kind, records, made, whole, skipped)
+
+
+def _parts(
+  tok: data.Tokenizer, kind: str, records: Sequence[data.Row], supervise: Supervise, path: str
+) -> list[list[Part]]:
+  parts: list[list[Part]] = [[] for _ in records]
+  for name, texts in _texts(kind, records).items():
+    if kind in RENDERED:
+      made = data.render_many(tok, texts, supervise, source=path)
+      for record, (_, learned) in zip(texts, made, strict=True):
         learned &= record.get('completion') != ''  # runs leave these rows out
     else:
-      made = _encoded(tok, found.kind, records)
+      made = _encoded(tok, kind, texts)
     for row, (tokens, learned) in zip(parts, made, strict=True):
       row.append(Part(name, tokens, learned))
-  return Inspected(found.said, found.kind, found.records, parts, whole)
+  return parts
 
 
 def _texts(kind: str, records: Sequence[data.Row]) -> dict[str, list[data.Row]]:

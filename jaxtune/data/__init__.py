@@ -1,5 +1,8 @@
 """Records to tokens to batches: read, split, encode, batch, and look at what the loss will see."""
 
+from jaxtune.data.bad import Skipped as Skipped
+from jaxtune.data.bad import sift as sift
+from jaxtune.data.bad import usable as usable
 from jaxtune.data.batch import Batches as Batches
 from jaxtune.data.batch import batches as batches
 from jaxtune.data.batch import eval_batches as eval_batches

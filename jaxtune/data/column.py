@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from jaxtune.data.row import check_characters, place
+from jaxtune.data.row import RecordError, check_characters, place
 from jaxtune.typing import InputError
 
 
@@ -24,7 +24,7 @@ def column(records: Sequence[Mapping[str, Any]], name: str, source: str = 'the d
       known = [str(key) for key in record]
       near = difflib.get_close_matches(str(name), known, n=1, cutoff=0.5)
       hint = f'; did you mean {near[0]!r}?' if near else ''
-      raise InputError(
+      raise RecordError(
         f'{place(record, number, source)} has no column {name!r}; it has '
         f'{", ".join(known) or "none"}{hint}'
       )
@@ -51,7 +51,7 @@ def numbers(
   found = []
   for row, (record, value) in enumerate(zip(records, column(records, name, source), strict=True)):
     if math.isnan(number(value)):
-      raise InputError(
+      raise RecordError(
         f'{place(record, row + 1, source)}: {name!r} is {value!r:.40}, which is not a finite '
         'number; correct or remove the row'
       )
@@ -68,7 +68,7 @@ def strings(records: Sequence[Mapping[str, Any]], name: str, source: str = 'the 
   values = column(records, name, source)
   for number, (record, value) in enumerate(zip(records, values, strict=True), 1):
     if not isinstance(value, str):
-      raise InputError(
+      raise RecordError(
         f'{place(record, number, source)}: {name!r} is {value!r:.40}, which is not a string; '
         'choose a column of text'
       )

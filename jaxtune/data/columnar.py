@@ -5,6 +5,7 @@ import pathlib
 from collections.abc import Iterator
 from typing import Any
 
+from jaxtune.data.bad import attempt
 from jaxtune.data.lines import Step
 from jaxtune.data.row import Row
 from jaxtune.typing import InputError
@@ -49,16 +50,22 @@ def _steps(path: pathlib.Path, batches: Any, begin: int, at: int) -> Iterator[St
   for batch in batches:
     end = begin + batch.num_rows
     for row in range(max(at, begin), end, _ROWS):
+      some = batch.slice(row - begin, min(_ROWS, end - row))
       try:
-        values = batch.slice(row - begin, min(_ROWS, end - row)).to_pylist()
-      except UnicodeDecodeError as error:
-        raise InputError(
-          f'{path}: rows {row + 1} to {min(row + _ROWS, end)}: a text is not UTF-8 ({error}); '
-          'write the file again'
-        ) from None
+        values = some.to_pylist()
+      except UnicodeDecodeError:
+        values = (some.slice(n, 1) for n in range(some.num_rows))
       for number, record in enumerate(values, row + 1):
-        yield Row(record, f'{path}: row {number}'), number, number
+        yield attempt(_row, record, f'{path}: row {number}'), number, number
     begin = end
+
+
+def _row(record: Any, place: str) -> Row:
+  """A record, or a table of the one that it is."""
+  try:
+    return Row(record if isinstance(record, dict) else record.to_pylist()[0], place)
+  except UnicodeDecodeError as error:
+    raise InputError(f'{place}: a text is not UTF-8 ({error}); write the file again') from None
 
 
 @contextlib.contextmanager

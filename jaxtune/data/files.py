@@ -6,8 +6,10 @@ import glob
 import os
 import pathlib
 from collections.abc import Callable, Iterator
+from typing import Any
 
 from jaxtune.data import columnar, lines
+from jaxtune.data.bad import attempt
 from jaxtune.data.lines import Step
 from jaxtune.data.row import Row
 from jaxtune.typing import InputError
@@ -92,8 +94,11 @@ def _listed(path: pathlib.Path, at: int = 0, number: int = 0) -> Iterator[Step]:
     name = type(items).__name__
     raise InputError(f'{path}: holds one {name}, not a list; write [{{...}}, ...] or use .jsonl')
   for n, item in enumerate(items[at:], at + 1):
-    place = f'{path}: item {n}'
-    yield Row(lines.an_object(place, item), place), n, n
+    yield attempt(_item, f'{path}: item {n}', item), n, n
+
+
+def _item(place: str, item: Any) -> Row:
+  return Row(lines.an_object(place, item), place)
 
 
 def _nearby(path: pathlib.Path) -> str:

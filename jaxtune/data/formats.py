@@ -9,8 +9,10 @@ from typing import Any, NamedTuple
 import grain
 
 from jaxtune.data import canonical
+from jaxtune.data.bad import Bad, Skipped, attempt, good
 from jaxtune.data.conversation import short_of
 from jaxtune.data.row import Row, place
+from jaxtune.data.stream import Stream
 from jaxtune.typing import InputError
 
 Record = Mapping[str, Any]
@@ -177,6 +179,7 @@ def normalize(
   kind: str | None = None,
   columns: Mapping[str, str] | None = None,
   source: str = 'the data',
+  skipped: Skipped | None = None,
 ) -> Formatted:
   """Records of any common format in the canonical form of their kind.
 
@@ -202,6 +205,8 @@ def normalize(
     columns: what fields are taken from: a column, `{'prompt': 'question'}`, or a template over
       columns, `{'prompt': '{title}\\n{body}'}`.
     source: what errors call the data, where a record does not know its place.
+    skipped: counts the records that are left out; without it, and in what is no list, one is an
+      error. A stream of `stream` leaves out by its own.
 
   Raises:
     InputError: as `recognize` does, or a record is not what its kind asks for: a missing or null
@@ -211,11 +216,19 @@ def normalize(
     form = recognize(
       list(itertools.islice(iter(records), _LOOK)), kind=kind, columns=columns, source=source
     )
-    return Formatted(records.map(_Convert(form, source)), form.kind, form.said)
+    own = _Convert(form, source)
+    made = records.converted(own) if isinstance(records, Stream) else records.map(own)
+    return Formatted(made, form.kind, form.said)
   form = recognize(records, kind=kind, columns=columns, source=source)
-  _check_ids(records, source)
-  made = [convert(form, record, place(record, n, source)) for n, record in enumerate(records, 1)]
-  return Formatted(made, form.kind, form.said)
+  repeated = _repeated_ids(records, source)
+  rows = (
+    repeated[n] if n in repeated else attempt(convert, form, record, place(record, n, source))
+    for n, record in enumerate(records, 1)
+  )
+  kept = [*good(rows, skipped)]
+  if skipped and not kept:
+    skipped.check(0)
+  return Formatted(kept, form.kind, form.said)
 
 
 def convert(form: Format, record: Record, where: str) -> Row:
@@ -361,16 +374,20 @@ def _given(column: str, record: Record, where: str) -> Any:
   return value
 
 
-def _check_ids(records: Sequence[Record], source: str) -> None:
+def _repeated_ids(records: Sequence[Record], source: str) -> dict[int, Bad]:
+  """The records whose id is that of one before, by their numbers."""
   seen: dict[Any, int] = {}
+  found = {}
   for number, record in enumerate(records, 1):
     own = record.get('id') if isinstance(record, Mapping) else None
     if not isinstance(own, str | int):
       continue
     if own in seen:
       first = place(records[seen[own] - 1], seen[own], source)
-      raise InputError(
+      found[number] = Bad(
         f'{place(record, number, source)}: the id {short_of(own)} is also that of {first}; remove '
         'one of them, or rename the column if it names no record'
       )
-    seen[own] = number
+    else:
+      seen[own] = number
+  return found

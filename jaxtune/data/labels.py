@@ -9,7 +9,7 @@ import tokenizers
 
 from jaxtune.data.column import column, number, strings
 from jaxtune.data.encode import Encoded, special_count, tokenize
-from jaxtune.data.row import Row, place
+from jaxtune.data.row import RecordError, Row, place
 from jaxtune.typing import InputError
 
 Record = dict[str, Any]
@@ -132,7 +132,7 @@ def encode_regression(
     for row, value in enumerate(column(records, label)):
       target = number(value)
       if math.isnan(target):
-        raise InputError(
+        raise RecordError(
           f'{_place(records, row, text)}: column {label!r} is {value!r:.40}, which is not a finite '
           'number; correct or remove the row'
         )
@@ -157,7 +157,7 @@ def _encode(
   for row, ids in enumerate(tokens):
     if targets is None and not ids:
       where = place(records[row], row + 1)
-      raise InputError(f'{where}: column {text!r} is empty; give it a text or remove the row')
+      raise RecordError(f'{where}: column {text!r} is empty; give it a text or remove the row')
     if targets is None:
       examples.append({'tokens': np.array(ids, np.int32)})
     elif full[row]:
@@ -175,7 +175,7 @@ def _known(
   """
   name = _name(value, _place(records, row, text), field)
   if name not in names:
-    raise InputError(
+    raise RecordError(
       f'{_place(records, row, text)}: column {field!r} is {name!r}, which is none of the known '
       f'classes ({_listed(names)}); correct the row or train with it'
     )
@@ -186,7 +186,7 @@ def _lists(records: Sequence[Record], field: str) -> list[list[Any]]:
   values = column(records, field)
   for row, value in enumerate(values):
     if not isinstance(value, list | tuple):
-      raise InputError(
+      raise RecordError(
         f'{place(records[row], row + 1)}: column {field!r} is {str(value)[:40]!r}, which is no '
         'list of classes; write ["one", "two"], or choose the task classification'
       )
@@ -211,7 +211,7 @@ def _place(records: Sequence[Record], row: int, text: str) -> str:
 def _name(value: Any, place: str, field: str) -> str:
   name = '' if value is None else str(value).strip()
   if not name:
-    raise InputError(f'{place}: column {field!r} is empty; give the row a label or remove it')
+    raise RecordError(f'{place}: column {field!r} is empty; give the row a label or remove it')
   return name
 
 

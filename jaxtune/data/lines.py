@@ -11,11 +11,12 @@ import zlib
 from collections.abc import Iterator
 from typing import Any, BinaryIO
 
+from jaxtune.data.bad import Bad, attempt
 from jaxtune.data.row import Row, check_characters
 from jaxtune.typing import InputError
 
 # A record after which reading goes on at byte `at` (of the unpacked file), `number` lines read.
-Step = tuple[Row, int, int]
+Step = tuple[Row | Bad, int, int]
 
 # Bytes of one record; what is longer is a file that has lost its line breaks or a quote.
 LONGEST = 2**26
@@ -26,13 +27,16 @@ PIECE = 2**20  # bytes of a long text that are one record in a stream
 class Lines:
   """The lines of a file, decoded; `at` and `number` are the bytes and lines read so far.
 
-  `first` is the number of the first line of a record; set it and `begin` where one begins.
+  Call `record` where one begins. What of its bytes is no text stands in `fault` then.
   """
 
   def __init__(self, path: pathlib.Path, at: int = 0, number: int = 0, returns: bool = False):
     self.path = path
-    self.at = self.begin = at
+    self.at = at
     self.number = number
+    self.fault = ''
+    self._begin = at
+    self._second = (at, number)  # where the second line of the record begins
     self._returns = returns  # whether a carriage return alone ends a line too, as in old CSV
     self._parts: collections.deque[bytes] = collections.deque()
     self._file = unpacked(path)
@@ -48,15 +52,31 @@ class Lines:
     if not self._parts:
       self._fill()
     data = self._parts.popleft()
-    self.number += 1
-    text = decode(self.path, data, self.at, self.number)
+    try:
+      text = decode(self.path, data, self.at, self.number + 1)
+    except InputError as error:
+      self.fault = self.fault or str(error)
+      text = data.decode('utf-8', 'replace')
     if not self.at:
       text = text.removeprefix('\ufeff')
+    if self.at == self._begin:
+      self._second = (self.at + len(data), self.number + 1)
+    self.number += 1
     self.at += len(data)
     return text
 
+  def record(self) -> None:
+    """A record begins here."""
+    self._begin, self.fault = self.at, ''
+
+  def back(self) -> None:
+    """Goes back to the second line of the record, which is then the first of another."""
+    self.at, self.number = self._second
+    self._parts.clear()
+    self._file.seek(self.at)
+
   def _fill(self) -> None:
-    room = LONGEST - (self.at - self.begin)
+    room = LONGEST - (self.at - self._begin)
     try:
       data = self._file.readline(room + 1)
     except UNREADABLE as error:
@@ -107,11 +127,17 @@ def decode(path: pathlib.Path, data: bytes, at: int = 0, line: int = 1) -> str:
 def jsonl(path: pathlib.Path, at: int = 0, number: int = 0) -> Iterator[Step]:
   """The objects of a file, one a line; JSON strings may hold U+2028, which ends no line."""
   lines = Lines(path, at, number)
+
+  def row(line: str) -> Row:
+    if lines.fault:
+      raise InputError(lines.fault)
+    place = f'{path}: line {lines.number}'
+    return Row(an_object(place, loads(place, line)), place)
+
   for line in lines:
     if line.strip():
-      place = f'{path}: line {lines.number}'
-      yield Row(an_object(place, loads(place, line)), place), lines.at, lines.number
-    lines.begin = lines.at
+      yield attempt(row, line), lines.at, lines.number
+    lines.record()
 
 
 def separated(
@@ -119,45 +145,55 @@ def separated(
 ) -> Iterator[Step]:
   """The rows of CSV under its header, all values strings; fields may hold line breaks."""
   lines = Lines(path, returns=True)
-  rows = _rows(path, lines, delimiter)
-  header = next(rows, None)
+  header = next(_rows(path, lines, delimiter), None)
   if header is None:
     return
+  if isinstance(header, Bad):
+    raise InputError(header.why)
   twice = [name for name, count in collections.Counter(header).items() if count > 1]
   if twice:
     raise InputError(f'{path}: line {lines.number}: two columns are named {twice[0]!r}')
   if at:
     lines = Lines(path, at, number, returns=True)
-    rows = _rows(path, lines, delimiter)
-  for row in rows:
+
+  def record(row: list[str]) -> Row:
     if len(row) != len(header):
       raise InputError(
         f'{path}: line {lines.number}: {len(row)} fields, but the header has {len(header)} '
         f'({", ".join(header)}); quote fields that hold {delimiter!r} or a line break'
       )
-    place = f'{path}: line {lines.number}'
-    yield Row(zip(header, row, strict=True), place), lines.at, lines.number
+    return Row(zip(header, row, strict=True), f'{path}: line {lines.number}')
+
+  for row in _rows(path, lines, delimiter):
+    made = row if isinstance(row, Bad) else attempt(record, row)
+    yield made, lines.at, lines.number
 
 
-def _rows(path: pathlib.Path, lines: Lines, delimiter: str) -> Iterator[list[str]]:
+def _rows(path: pathlib.Path, lines: Lines, delimiter: str) -> Iterator[list[str] | Bad]:
   # A quote that is never closed would swallow the rest of the file in silence: strict makes it an
   # error. One field may be a whole book, and csv refuses more than 131,072 characters.
   rows = csv.reader(lines, delimiter=delimiter, strict=True)
   while True:
-    lines.begin = lines.at
+    lines.record()
     limit = csv.field_size_limit(LONGEST)
     try:
       row = next(rows, None)
     except csv.Error as error:
-      raise InputError(
-        f'{path}: line {lines.number}: not valid CSV ({error}); double every quote inside a quoted '
-        'field, and close every quote'
-      ) from None
+      # A quote too many has taken in the lines behind it: they may be records.
+      where = lines.number
+      lines.back()
+      yield Bad(
+        f'{path}: line {where}: not valid CSV ({error}); double every quote inside a quoted field, '
+        'and close every quote'
+      )
+      continue
     finally:
       csv.field_size_limit(limit)
     if row is None:
       return
-    if row:
+    if lines.fault:
+      yield Bad(lines.fault)
+    elif row:
       yield row
 
 
@@ -165,15 +201,20 @@ def pieces(path: pathlib.Path, at: int = 0, number: int = 0) -> Iterator[Step]:
   """A text as one record, or a long one in pieces of at most `PIECE` bytes, cut between lines."""
   lines = Lines(path, at, number)
   taken: list[str] = []
-  start, first = lines.at, lines.number
+  start, first, fault = lines.at, lines.number, ''
+
+  def piece() -> Row | Bad:
+    return Bad(fault) if fault else Row({'text': ''.join(taken)}, f'{path}: line {first + 1}')
+
   for line in lines:
-    lines.begin = lines.at
+    fault = fault or lines.fault
+    lines.record()
     taken.append(line)
     if lines.at - start >= PIECE:
-      yield Row({'text': ''.join(taken)}, f'{path}: line {first + 1}'), lines.at, lines.number
-      taken, start, first = [], lines.at, lines.number
+      yield piece(), lines.at, lines.number
+      taken, start, first, fault = [], lines.at, lines.number, ''
   if taken:
-    yield Row({'text': ''.join(taken)}, f'{path}: line {first + 1}'), lines.at, lines.number
+    yield piece(), lines.at, lines.number
 
 
 def loads(place: str, text: str) -> Any:

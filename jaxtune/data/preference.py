@@ -8,7 +8,7 @@ import numpy as np
 from jaxtune.data.column import numbers
 from jaxtune.data.encode import Encoded, Example, tokenize
 from jaxtune.data.render import Rendered, render_many
-from jaxtune.data.row import Row, place
+from jaxtune.data.row import RecordError, Row, place
 from jaxtune.data.tokenizer import Tokenizer
 from jaxtune.typing import InputError
 
@@ -132,7 +132,7 @@ def _rendered(tok: Tokenizer, records: Sequence[Record], field: str) -> list[Ren
   for row, record in enumerate(records, 1):
     for name in ('prompt', field):
       if name not in record:
-        raise InputError(
+        raise RecordError(
           f'{place(record, row)}: no {name!r}; it has {", ".join(map(str, record)) or "nothing"}: '
           'bring the records into form with data.normalize'
         )
@@ -187,7 +187,7 @@ def _mismatched(records: Sequence[Record]) -> list[int]:
 def _label(record: Record, row: int) -> bool:
   label = record.get('label')
   if label not in (True, False):  # as 1 and 0 are
-    raise InputError(
+    raise RecordError(
       f"{place(record, row)}: 'label' is {label!r}; it must be true for a good completion or false"
     )
   return bool(label)

@@ -8,9 +8,8 @@ import numpy as np
 from jaxtune.data.column import column
 from jaxtune.data.encode import Encoded, Example
 from jaxtune.data.render import render_many
-from jaxtune.data.row import place
+from jaxtune.data.row import RecordError, place
 from jaxtune.data.tokenizer import Tokenizer
-from jaxtune.typing import InputError
 
 
 def encode_prompts(
@@ -34,7 +33,7 @@ def encode_prompts(
   rows = []
   for row, (record, prompt) in enumerate(zip(records, prompts, strict=True), 1):
     if isinstance(prompt, str) and not prompt:
-      raise InputError(f'{place(record, row, source)}: the prompt is empty; give it a text')
+      raise RecordError(f'{place(record, row, source)}: the prompt is empty; give it a text')
     completion = 'a' if isinstance(prompt, str) else [{'role': 'assistant', 'content': 'a'}]
     rows.append({**record, 'completion': completion})
     for other in ('messages', 'text'):
@@ -43,7 +42,7 @@ def encode_prompts(
   for row, (tokens, learned) in enumerate(render_many(tok, rows, 'completion', source=source)):
     prompt = tokens[: int(learned.argmax())]
     if len(prompt) > max_length:
-      raise InputError(
+      raise RecordError(
         f'{place(records[row], row + 1, source)}: the prompt has {len(prompt):,} tokens, and '
         f'max_length is {max_length:,}; raise it, or shorten or remove the row'
       )

@@ -9,7 +9,7 @@ import tokenizers
 
 from jaxtune.data import pieces, turns
 from jaxtune.data.encode import Encoded, Example
-from jaxtune.data.row import check_characters, place
+from jaxtune.data.row import RecordError, check_characters, place
 from jaxtune.data.tokenizer import Tokenizer
 from jaxtune.typing import InputError
 
@@ -161,7 +161,7 @@ def _rendered(
     try:
       block.append((record, _write(tok, record, supervise)))
     except InputError as error:
-      raise InputError(f'{place(record, row, source)}: {error}') from None
+      raise RecordError(f'{place(record, row, source)}: {error}') from None
     if len(block) == _BLOCK:
       yield from done()
       block.clear()

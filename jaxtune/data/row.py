@@ -6,6 +6,10 @@ from typing import Any
 from jaxtune.typing import InputError
 
 
+class RecordError(InputError):
+  """What is wrong with one record alone, so that the others could be used without it."""
+
+
 class Row(dict[str, Any]):
   """A record as any other dict, with `place`, as 'reviews.jsonl: line 12'.
 
@@ -35,7 +39,7 @@ def check_characters(text: str, where: str) -> None:
     text.encode()
   except UnicodeEncodeError as error:
     around = text[max(0, error.start - 20) : error.start + 20]
-    raise InputError(
+    raise RecordError(
       f'{where} holds half a character ({around!a}), as JSON writes with a lone \\ud800; correct '
       'or remove the row'
     ) from None

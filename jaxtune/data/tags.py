@@ -9,7 +9,7 @@ import tokenizers
 from jaxtune.data.column import column
 from jaxtune.data.encode import Encoded, Example
 from jaxtune.data.encodings import encodings, spaced
-from jaxtune.data.row import check_characters, place
+from jaxtune.data.row import RecordError, check_characters, place
 from jaxtune.typing import InputError
 
 Record = dict[str, Any]
@@ -117,7 +117,7 @@ def _numbers(
   for row, (words, tags) in enumerate(zip(rows, given, strict=True)):
     where = place(records[row], row + 1)
     if len(words) != len(tags):
-      raise InputError(
+      raise RecordError(
         f'{where}: {len(words)} {tokens} but {len(tags)} {field}; every word needs one tag'
       )
     own = []
@@ -125,7 +125,7 @@ def _numbers(
       is_place = names is not None and isinstance(tag, int) and 0 <= tag < len(places)
       number = tag if is_place else places.get(str(tag))
       if number is None:
-        raise InputError(
+        raise RecordError(
           f'{where}: the tag {tag!r} is none of {", ".join(list(places)[:20])}; correct the row '
           'or name all tags'
         )
@@ -141,17 +141,17 @@ def _lists(records: Sequence[Record], field: str, strings: bool = False) -> list
   for row, value in enumerate(values):
     where = place(records[row], row + 1)
     if not isinstance(value, list | tuple):
-      raise InputError(
+      raise RecordError(
         f'{where}: {field!r} is {str(value)[:40]!r}, which is no list; give one of {wanted}'
       )
     for entry in value:
       if not isinstance(entry, kinds) or isinstance(entry, bool):  # type: ignore[arg-type]
-        raise InputError(
+        raise RecordError(
           f'{where}: {field!r} holds {str(entry)[:40]!r} ({type(entry).__name__}); give a list '
           f'of {wanted}'
         )
       if entry == '':
-        raise InputError(f'{where}: {field!r} holds an empty one; correct or remove the row')
+        raise RecordError(f'{where}: {field!r} holds an empty one; correct or remove the row')
       if isinstance(entry, str):
         check_characters(entry, f'{where}: {field!r}')
   return [list(value) for value in values]
