@@ -180,10 +180,12 @@ def _rows(path: pathlib.Path, lines: Lines, delimiter: str) -> Iterator[list[str
       row = next(rows, None)
     except csv.Error as error:
       # A quote too many has taken in the lines behind it: they may be records.
-      where = lines.number
+      last = lines.number
       lines.back()
+      first = lines.number
+      where = f'line {first}' if first == last else f'lines {first} to {last}'
       yield Bad(
-        f'{path}: line {where}: not valid CSV ({error}); double every quote inside a quoted field, '
+        f'{path}: {where}: not valid CSV ({error}); double every quote inside a quoted field, '
         'and close every quote'
       )
       continue

@@ -69,7 +69,7 @@ def test_real_reviews(reviews):
     ('a.csv', 'text,label\na,1\nb,c,1\n', ['line 3', '3 fields', 'has 2', 'text, label']),
     ('a.csv', 'text,label\na,1\nb\n', ['line 3', '1 fields', 'has 2']),
     ('a.csv', 'text,text\na,1\n', ['line 1', "'text'"]),
-    ('a.csv', 'text,label\n"a,1\nb,1\n', ['line 3', 'close every quote']),
+    ('a.csv', 'text,label\n"a,1\nb,1\n', ['lines 2 to 3', 'close every quote']),
     ('a.jsonl', '{"text": "a"}\n{"text": b}\n', ['line 2', 'column 10', '{"text": b}']),
     ('a.jsonl', '{"text": "a"}\n\n["b"]\n', ['line 3', '["b"]', 'not an object']),
     ('a.jsonl', '{"a": 1}\n{"a": [{"b": 1, "b": 2}]}', ['line 2', "the key 'b' twice"]),

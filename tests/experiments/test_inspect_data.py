@@ -149,6 +149,20 @@ def test_empty_completions_are_told(inspect, model, tmp_path, capsys):
   assert 'warning: 1 of 2 have nothing to learn' in inspect(capsys, path=path, model=model)
 
 
+def test_what_cannot_be_used_is_told(inspect, model, tmp_path, capsys):
+  turns = [{'messages': [{'role': 'user', 'content': 'And 3?'}]}, {'messages': 3}]
+  path = tmp_path / 'chats.jsonl'
+  path.write_text('\n'.join(['no JSON', *map(json.dumps, [*CHATS, *turns])]))
+  out = ' '.join(inspect(capsys, path=path, model=model).split())
+  assert 'warning: 3 records could not be used and were left out' in out
+  for said in (
+    'line 1: not JSON',
+    'line 4: messages: the last turn is by user',
+    'line 5: messages',
+  ):
+    assert f'chats.jsonl: {said}' in out
+
+
 def test_bad_input(inspect, model, tmp_path, capsys):
   path = write(tmp_path / 'rows.jsonl', [{'messages': [{'role': 'user', 'content': 'x'}]}])
   with pytest.raises(InputError, match='line 1'):

@@ -2,6 +2,7 @@
 
 import itertools
 import json
+import pathlib
 
 import numpy as np
 import pytest
@@ -98,8 +99,55 @@ def test_resumes_bitwise(
   assert any('test/loss' in line for line in lines)
 
 
+@pytest.mark.parametrize('stream', [False, True])
+def test_bad_rows_are_skipped_as_if_they_were_not_there(configure, written, stream):
+  sizes = {'data.valid': 4.0, 'data.test': 4.0, 'data.stream': stream}
+  path = pathlib.Path(written('a', 24))
+  values = {'data.path': str(path), 'data.bad': 'skip', **sizes}
+  clean = build.job(configure('causal_lm', values))
+  assert not any('could not be used' in remark for remark in clean.corpus.remarks())
+  batches = inputs.texts(clean).batches
+  expected = [next(batches)['tokens'] for _ in range(4)]
+  lines = path.read_text().splitlines()
+  lines[1:1], lines[9:9] = ['{"text": 1}'], ['{"text": "half"', '{"other": "x"}']
+  path.write_text('\n'.join(lines))
+  dirty = build.job(configure('causal_lm', values))
+  assert dirty.corpus.records == clean.corpus.records
+  batches = inputs.texts(dirty).batches
+  for tokens in expected:
+    np.testing.assert_array_equal(next(batches)['tokens'], tokens)
+  told = dirty.corpus.remarks()[-1]
+  assert told.startswith('3 records could not be used and were left out: ')
+  assert f'{path}: line 2: text is 1' in told and f'{path}: line 10: not JSON' in told
+  for refused, match in (({'data.bad': 'refuse'}, 'line (2|10)'), ({'data.bad_limit': 2.0}, 'than 2')):
+    with pytest.raises(InputError, match=match):
+      build.job(configure('causal_lm', values | refused))
+
+
+def test_bad_labels_are_skipped(configure, tmp_path):
+  path = tmp_path / 'films.csv'
+  rows = [f'film {n} was {word},{word}' for n, word in enumerate(('good', 'bad') * 16)]
+  path.write_text('\n'.join(['text,label', *rows, 'film 40 was odd,']))
+  values = {'data.path': str(path), 'data.bad': 'skip', 'data.test': 4.0, 'data.valid': 4.0}
+  corpus = build.job(configure('classification', values)).corpus
+  assert corpus.names == ('bad', 'good') and sum(map(len, corpus.records.values())) == 32
+  assert "line 34: column 'label' is empty" in corpus.remarks()[-1]
+  rows = [f'{row.partition(",")[0]},{n}' for n, row in enumerate(rows)]
+  path.write_text('\n'.join(['text,label', *rows, 'film 40 was odd,x']))
+  corpus = build.job(configure('regression', values | {'data.label': 'label'})).corpus
+  assert sum(map(len, corpus.records.values())) == 32
+  assert 'line 34' in corpus.remarks()[-1] and 'finite number' in corpus.remarks()[-1]
+
+
 STREAM = {'data.stream': True, 'data.valid': 4.0, 'data.test': 4.0}
 BAD = {
+  'a limit without skipping': ({'data.bad_limit': 5.0}, 'data.bad is refuse; set data.bad to skip'),
+  'a limit of none': ({'data.bad': 'skip', 'data.bad_limit': 0.0}, 'data.bad_limit is 0.0.*above'),
+  'another policy': ({'data.bad': 'ignore'}, 'choose one of refuse, skip'),
+  'a fraction of bad rows of a stream': (
+    STREAM | {'data.bad': 'skip', 'data.bad_limit': 0.1},
+    'data.bad_limit is 0.1.*count of rows',
+  ),
   'a fraction of a stream': (STREAM | {'data.valid': 0.1}, 'data.valid is 0.1.*count of rows'),
   'a stream without steps': (STREAM | {'train.steps': 0}, 'set train.steps'),
   'streams without weights': (STREAM | {'data.also': ('b.jsonl',)}, 'give data.weights'),
