@@ -6,9 +6,9 @@ from typing import Any
 import jax
 import numpy as np
 
-from experiments import dataset, keys, sources, tasks, workdir
+from experiments import dataset, keys, processes, sources, tasks, workdir
 from experiments.build import Job
-from jaxtune import adapt, data, interop, plan, report, tree
+from jaxtune import adapt, data, interop, plan, report, shard, tree
 from jaxtune.models import ModelSpec
 from jaxtune.typing import Params
 
@@ -46,7 +46,9 @@ def outputs(
   """The outputs `[N, C]` of a classifier or regressor for every example."""
   apply = jax.jit(model.apply)
   batches = dataset.eval_batches(config, part)
-  return dataset.of_real_rows(batches, lambda b: apply(params, b['tokens'], b['mask']))
+  return dataset.of_real_rows(
+    batches, lambda b: shard.gather(apply(params, b['tokens'], b['mask']))
+  )
 
 
 def scores(job: Job, folder: pathlib.Path) -> dict[str, dict[str, Any]]:
@@ -117,10 +119,13 @@ def finish(
 ) -> None:
   """Exports, writes the report and the result, and says where they are."""
   config = job.config
+  confusion, mistakes = classified(job, params)
+  params = shard.gather(params)
+  if not processes.first():
+    return
   stages = scores(job, folder)
   sentence = headline(job, stages, step)
   trained, _ = adapt.trainable(params)
-  confusion, mistakes = classified(job, params)
   flat = dict(keys.flatten(config))
   card = report.adapter_card(
     title=folder.name,

@@ -11,15 +11,17 @@ The work directory holds
 """
 
 import functools
+import os
 import pathlib
 import time
 from typing import Any
 
 import jax
 
-from experiments import build, entry, finish, inputs, workdir
+from experiments import build, entry, finish, inputs, processes, workdir
 from experiments.build import Job
 from experiments.inputs import Inputs
+from experiments.keys import Config
 from jaxtune import plan, report, train, tree
 from jaxtune.typing import InputError
 
@@ -38,6 +40,18 @@ def prepare(job: Job, given: Inputs) -> train.Program:
     accumulate=config.train.accumulate,
     arguments=job.arguments,
     example=given.example,
+  )
+
+
+def open_log(config: Config, folder: pathlib.Path, step: int | None) -> report.MetricsLog:
+  """The log of the run, cut back to the step it goes on from; others log to nobody."""
+  if not processes.first():
+    return report.MetricsLog(pathlib.Path(os.devnull))
+  return report.open_metrics(
+    folder,
+    resume_step=step,
+    tensorboard=None if config.log.tensorboard else False,
+    wandb=config.log.wandb or None,
   )
 
 
@@ -60,10 +74,13 @@ def run(job: Job, folder: pathlib.Path) -> int:
   config = job.config
   given = inputs.texts(job)
   given = inputs.features(job) or given
+  processes.check_alike(config, given.batches.get_state()['identity'])
   print('compiling the step', flush=True)
   program, batches = prepare(job, given), given.batches
   forecast = plan.forecast(program.compiled, program.state, program.frozen, program.batch)
-  workdir.claim(folder, config)  # only now: a run that cannot be built leaves no trace
+  processes.decided(
+    lambda: workdir.claim(folder, config)
+  )  # only now: a run that cannot be built leaves no trace
   manager = train.open_checkpoints(folder / 'checkpoints')
   restored = train.restore(manager, program.state)
   state = program.state
@@ -76,15 +93,10 @@ def run(job: Job, folder: pathlib.Path) -> int:
   resumed = int(state.step)
   valid, test = given.held_out['valid'], given.held_out['test']
   with (
-    report.open_metrics(
-      folder,
-      resume_step=resumed if restored else None,
-      tensorboard=None if config.log.tensorboard else False,
-      wandb=config.log.wandb or None,
-    ) as metrics,
-    entry.interruptible() as stop,
+    open_log(config, folder, resumed if restored else None) as metrics,
+    processes.interruptible() as stop,
   ):
-    if test and not workdir.measured(folder, 'before'):
+    if test and not processes.decided(lambda: workdir.measured(folder, 'before')):
       before = inputs.measure(given, program, program.state.trainable, 'test')
       metrics.write(0, {f'before/{name}': value for name, value in before.items()})
     with report.Progress(job.steps, start=resumed) as progress:
@@ -122,7 +134,7 @@ def run(job: Job, folder: pathlib.Path) -> int:
       return entry.INTERRUPTED
     state = best_state(manager, program, state)
     trained = build.weights(config, state)
-    if test and not workdir.measured(folder, 'test'):
+    if test and not processes.decided(lambda: workdir.measured(folder, 'test')):
       after = inputs.measure(given, program, trained, 'test')
       metrics.write(int(state.step), {f'test/{name}': value for name, value in after.items()})
   params = build.without_company(tree.combine(trained, program.frozen))

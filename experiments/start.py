@@ -2,11 +2,12 @@
 
 import pathlib
 
-from experiments import build, finish, keys, preview, run, workdir
+from experiments import build, finish, keys, preview, processes, run, workdir
 from experiments.keys import Config
 from jaxtune.typing import InputError
 
 
+@processes.joined()
 def start(config: Config, folder: str | None, *, dry_run: bool, pretrained: bool) -> int:
   """Runs a configuration in a folder, or prints what it would do; returns the exit code.
 
@@ -26,8 +27,8 @@ def start(config: Config, folder: str | None, *, dry_run: bool, pretrained: bool
   if not folder:
     raise InputError('--workdir is missing: the folder of this run')
   path = pathlib.Path(folder)
-  workdir.check(path, config)
-  done = workdir.result(path)
+  processes.decided(lambda: workdir.check(path, config))
+  done = processes.decided(lambda: workdir.result(path))
   if done:
     print(f'{path} holds this run, finished at step {done["step"]}; nothing to do')
     finish.say(path, done['headline'])

@@ -1,6 +1,7 @@
 """What a person looks at: metrics, progress, curves, one HTML page, the card of an adapter."""
 
 from jaxtune.report.card import adapter_card as adapter_card
+from jaxtune.report.environment import MACHINE as MACHINE
 from jaxtune.report.environment import peak_rss as peak_rss
 from jaxtune.report.environment import versions as versions
 from jaxtune.report.files import replace_file as replace_file

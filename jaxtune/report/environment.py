@@ -8,6 +8,7 @@ import subprocess
 import sys
 
 _PACKAGES = ('jax', 'jaxlib', 'flax', 'optax', 'orbax-checkpoint', 'grain', 'numpy')
+MACHINE = ('platform', 'cpu', 'cores', 'devices')  # what two machines may differ in
 
 
 def versions() -> dict[str, str]:

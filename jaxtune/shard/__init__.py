@@ -9,14 +9,18 @@ from jaxtune.shard.place import (
   replicated,
   state_shardings,
 )
+from jaxtune.shard.processes import every, gather, put
 
 __all__ = [
   'DATA_AXES',
   'FSDP',
   'batch_sharding',
+  'every',
+  'gather',
   'mesh',
   'param_shardings',
   'place_batch',
+  'put',
   'replicated',
   'state_shardings',
 ]

@@ -8,6 +8,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from jaxtune import tree
 from jaxtune.shard.mesh import DATA_AXES
+from jaxtune.shard.processes import put
 from jaxtune.typing import Batch, InputError
 
 # Every matrix has the model's width on one side, so this cuts all that is large.
@@ -64,7 +65,7 @@ def batch_sharding(mesh: Mesh) -> NamedSharding:
 
 
 def place_batch(mesh: Mesh, batch: Batch) -> Batch:
-  """A batch of host arrays on the devices, its rows spread.
+  """A batch of host arrays on the devices, its rows spread; every process gives the whole batch.
 
   Raises:
     InputError: rows that the devices do not divide.
@@ -76,4 +77,4 @@ def place_batch(mesh: Mesh, batch: Batch) -> Batch:
       f'a batch of {rows} rows cannot be spread over {devices} devices; '
       f'set train.batch_size to a multiple of {devices}'
     )
-  return jax.device_put(dict(batch), batch_sharding(mesh))
+  return put(dict(batch), batch_sharding(mesh))

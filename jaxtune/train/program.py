@@ -68,10 +68,10 @@ def prepare(
   """
   grid = shard.mesh(mesh)
   shardings = shard.param_shardings(grid, params, model.axes(params))
-  trainable, frozen = adapt.trainable(jax.device_put(params, shardings))
+  trainable, frozen = adapt.trainable(shard.put(params, shardings))
   state = init_state(trainable, optimizer, jax.random.key(0) if key is None else key)
   states = shard.state_shardings(grid, state, params, shardings)
-  state = jax.device_put(state, states)
+  state = shard.put(state, states)
 
   def place(batch: Batch) -> Batch:
     return shard.place_batch(grid, batch)
