@@ -119,7 +119,10 @@ def test_bad_rows_are_skipped_as_if_they_were_not_there(configure, written, stre
   told = dirty.corpus.remarks()[-1]
   assert told.startswith('3 records could not be used and were left out: ')
   assert f'{path}: line 2: text is 1' in told and f'{path}: line 10: not JSON' in told
-  for refused, match in (({'data.bad': 'refuse'}, 'line (2|10)'), ({'data.bad_limit': 2.0}, 'than 2')):
+  for refused, match in (
+    ({'data.bad': 'refuse'}, 'line (2|10)'),
+    ({'data.bad_limit': 2.0}, 'than 2'),
+  ):
     with pytest.raises(InputError, match=match):
       build.job(configure('causal_lm', values | refused))
 
