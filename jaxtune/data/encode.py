@@ -1,5 +1,6 @@
 """What every encoding shares: its result, and tokens that fit a length."""
 
+import functools
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, NamedTuple
 
@@ -63,9 +64,6 @@ def tokenize(
   Raises:
     InputError: max_length leaves no room beside the special tokens.
   """
-  own = tokenizers.Tokenizer.from_str(tokenizer.to_str())
-  own.no_padding()
-  own.no_truncation()
   if max_length is not None:
     special = special_count(tokenizer)
     # At or below that number the tokenizer itself stops truncating, and says nothing.
@@ -74,8 +72,7 @@ def tokenize(
         f'max_length is {max_length}, but the tokenizer adds {special} special tokens to a text; '
         f'it must be at least {special + 1}'
       )
-    own.enable_truncation(max_length)
-  encode = fold.encoder(own)
+  encode = _encoder(tokenizer.to_str(), max_length)
   tokens: list[list[int]] = []
   cut = 0
   for some in slices(map(len, texts)):
@@ -83,6 +80,17 @@ def tokenize(
     tokens += [encoding.ids for encoding in encodings]
     cut += sum(1 for encoding in encodings if encoding.overflowing)
   return tokens, cut
+
+
+@functools.lru_cache(maxsize=4)  # making one takes as long as encoding a thousand texts
+def _encoder(state: str, max_length: int | None) -> fold.Encode:
+  """That of a tokenizer in this state, with no padding, and this truncation."""
+  own = tokenizers.Tokenizer.from_str(state)
+  own.no_padding()
+  own.no_truncation()
+  if max_length is not None:
+    own.enable_truncation(max_length)
+  return fold.encoder(own)
 
 
 def slices(characters: Iterable[int]) -> Iterator[slice]:

@@ -75,7 +75,10 @@ def _values(records: Sequence[Record], field: str | None) -> Sequence[Any]:
 def _content(value: Any, near: bool = False, seed: int = 0) -> bytes:
   """A digest of a value of a record, of 128 bits: the same on every machine, in every order."""
   value = _folded(value) if near else value
-  text = json.dumps(value, sort_keys=True, ensure_ascii=False, default=repr)
+  if type(value) is str:
+    text = json.encoder.encode_basestring(value)  # the same at a third of the time
+  else:
+    text = json.dumps(value, sort_keys=True, ensure_ascii=False, default=repr)
   salt = seed.to_bytes(16, 'little', signed=True)
   return hashlib.blake2b(text.encode('utf-8', 'surrogatepass'), digest_size=16, salt=salt).digest()
 

@@ -1,15 +1,17 @@
 """A user's own Flax module behind the same wall."""
 
 import functools
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import flax.linen as nn
 import jax
-from flax import nnx
 
 from jaxtune import ops
 from jaxtune.models.spec import ModelSpec, no_head
 from jaxtune.typing import InputError, Key, Params
+
+if TYPE_CHECKING:
+  from flax import nnx
 
 
 def _call(function: Any, inputs: tuple[Any, ...], options: dict[str, Any]) -> Any:
@@ -54,7 +56,7 @@ def from_linen(module: nn.Module, *example: Any) -> ModelSpec:
   return ModelSpec(type(module).__name__, module, 'features', init, features, no_head)
 
 
-def from_nnx(module: nnx.Module) -> tuple[ModelSpec, Params]:
+def from_nnx(module: 'nnx.Module') -> tuple[ModelSpec, Params]:
   """An NNX module as a model and its current parameters as a plain dict.
 
   The module is split once. With a `key` a copy of it runs in `train()` mode with its random streams
@@ -63,6 +65,8 @@ def from_nnx(module: nnx.Module) -> tuple[ModelSpec, Params]:
   Raises:
     InputError: the module keeps variables that are neither `nnx.Param` nor random streams.
   """
+  from flax import nnx  # a fifth of a second that no built-in model needs
+
   graph, state, streams, rest = nnx.split(module, nnx.Param, nnx.RngState, ...)  # type: ignore[misc]
   extra = sorted({type(variable).__name__ for _, variable in nnx.to_flat_state(rest)})
   if extra:

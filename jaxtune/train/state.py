@@ -39,5 +39,6 @@ def init_state(trainable: Any, optimizer: optax.GradientTransformation, key: Key
       'nothing trains: the rules match no parameter with True; print them with '
       'tree.format_routing(tree.routing(rules, params))'
     )
-  trainable = jax.tree.map(jnp.copy, trainable)
-  return State(trainable, optimizer.init(trainable), jnp.zeros((), jnp.int32), jnp.copy(key))
+  trainable, key = jax.device_put((trainable, key), may_alias=False)
+  # One program: leaf by leaf, a start would compile dozens.
+  return State(trainable, jax.jit(optimizer.init)(trainable), jnp.zeros((), jnp.int32), key)
