@@ -147,7 +147,12 @@ def get_config() -> ml_collections.ConfigDict:
 
   config.mesh = ml_collections.ConfigDict()
   config.mesh.data = -1  # devices that hold replicas; -1 for all that are left
-  config.mesh.fsdp = 1  # devices that the parameters are cut over
+  config.mesh.fsdp = 1  # devices that parameters and optimizer state are cut over
+  config.mesh.expert = 1  # devices that the experts of a mixture are spread over
+  config.mesh.sequence = 1  # devices that the tokens of a row are spread over
+  config.mesh.tensor = 1  # devices that every product is cut over
+  # Axes of parameters that stay whole where tensor, say, does not divide them: kv_heads, vocab, ...
+  config.mesh.replicate = ()
 
   config.export = ml_collections.ConfigDict()
   config.export.base = ''  # the base model's name in the exported adapter; `model` by default

@@ -2,13 +2,14 @@
 
 import dataclasses
 import functools
+import math
 import time
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import jax
 
-from experiments import dataset, rollouts
+from experiments import dataset, parameters, rollouts
 from experiments.build import Job
 from experiments.objective import compares, make, refers
 from jaxtune import data, losses, shard, train, tree
@@ -52,10 +53,12 @@ def measure(given: Inputs, program: train.Program, trained: Params, split: str) 
 def texts(job: Job) -> Inputs:
   """The examples as they are."""
   config = job.config
-  if config.eval.batch_size % jax.device_count():
+  grid = shard.mesh(parameters.mesh_sizes(config))
+  devices = math.prod(grid.shape[axis] for axis in shard.ROWS)
+  if config.eval.batch_size % devices:
     raise InputError(
-      f'eval.batch_size is {config.eval.batch_size}, which cannot be spread over '
-      f'{jax.device_count()} devices; set it to a multiple of {jax.device_count()}'
+      f'eval.batch_size is {config.eval.batch_size}, which cannot be spread over {devices} '
+      f'devices; set it to a multiple of {devices}'
     )
   corpus = referred(job)
   options = {
@@ -133,9 +136,8 @@ def features(job: Job) -> Inputs | None:
     return None
   print(f'the body is frozen: computing its features of {rows:,} rows once', flush=True)
   started = time.monotonic()
-  grid = shard.mesh(dict(config.mesh))
-  axes = job.model.axes(job.params)
-  params = jax.device_put(job.params, shard.param_shardings(grid, job.params, axes))
+  grid = shard.mesh(parameters.mesh_sizes(config))
+  params = jax.device_put(job.params, parameters.shardings(config, job.model, job.params))
   tables = {
     name: train.cache_features(
       job.model,

@@ -1,5 +1,6 @@
 """The model of a run: placed, quantized, under a fresh head, and adapted by the method."""
 
+import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -24,12 +25,28 @@ def pretrained(config: Config, source: str, **options: Any) -> tuple[ModelSpec, 
   return models.student(model, params, config.layers) if config.layers else (model, params)
 
 
+def mesh_sizes(config: Config) -> dict[str, int]:
+  """Devices along each axis of the mesh."""
+  return {name: config.mesh[name] for name in shard.AXES}
+
+
+def shardings(config: Config, model: ModelSpec, params: Params) -> Any:
+  """Where parameters, or their shapes, lie on the mesh."""
+  return shard.param_shardings(
+    shard.mesh(mesh_sizes(config)),
+    params,
+    model.axes(params),
+    units=model.units,
+    replicate=config.mesh.replicate,
+  )
+
+
 def placement(config: Config) -> Callable[[ModelSpec, Params], Any] | None:
   """Where parameters go while they are read: onto the mesh if it cuts them, else one device."""
-  mesh = shard.mesh(dict(config.mesh))
-  if mesh.shape['fsdp'] == 1:
+  mesh = shard.mesh(mesh_sizes(config))
+  if all(mesh.shape[axis] == 1 for axis in set(shard.PARAMETERS.values())):
     return None
-  return lambda model, shapes: shard.param_shardings(mesh, shapes, model.axes(shapes))
+  return functools.partial(shardings, config)
 
 
 def headed(

@@ -18,7 +18,7 @@ from typing import Any
 
 import jax
 
-from experiments import build, entry, finish, inputs, processes, workdir
+from experiments import build, entry, finish, inputs, parameters, processes, workdir
 from experiments.build import Job
 from experiments.inputs import Inputs
 from experiments.keys import Config
@@ -36,7 +36,8 @@ def prepare(job: Job, given: Inputs) -> train.Program:
     job.optimizer,
     given.batches,
     key=jax.random.fold_in(jax.random.key(config.seed), 1),
-    mesh=dict(config.mesh),
+    mesh=parameters.mesh_sizes(config),
+    replicate=config.mesh.replicate,
     accumulate=config.train.accumulate,
     arguments=job.arguments,
     example=given.example,

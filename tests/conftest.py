@@ -13,6 +13,8 @@ os.environ.setdefault(
   * importlib.metadata.version('jaxlib').startswith('0.10.'),
 )
 os.environ.setdefault('JAX_PLATFORMS', 'cpu')
+# Threads of XLA's CPU client: devices that wait for each other must not take up all of them.
+os.environ.setdefault('NPROC', '32')
 
 import jax
 import pytest

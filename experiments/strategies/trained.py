@@ -73,7 +73,13 @@ def runner(
     return adapt.wrap_optimizer(first, rule, steps)
 
   program = train.prepare(
-    model, first, objective, optimizer(1.0), batches(0), mesh=dict(config.mesh)
+    model,
+    first,
+    objective,
+    optimizer(1.0),
+    batches(0),
+    mesh=parameters.mesh_sizes(config),
+    replicate=config.mesh.replicate,
   )
   forecast = plan.forecast(program.compiled, program.state, program.frozen, program.batch)
   place = jax.tree.map(lambda x: x.sharding, (program.state, program.frozen))

@@ -5,8 +5,8 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from jaxtune import ops
-from jaxtune.losses.log_probs import features_of, learned_tokens
+from jaxtune import ops, shard
+from jaxtune.losses.log_probs import around, features_of, learned_tokens
 from jaxtune.losses.loss import Loss, Objective, row_weights
 from jaxtune.losses.measured import measured_perplexity
 from jaxtune.losses.options import check_at_least_zero, check_fraction
@@ -52,17 +52,27 @@ def causal_lm(
     # Targets are shifted, features are not: [B*T, D] stays one contiguous array.
     targets = jnp.roll(tokens, -1, axis=1)
     weights = jnp.roll(learned_tokens(batch), -1, axis=1) * row_weights(batch)[:, None]
-    flat = features.reshape(-1, features.shape[-1])
-    found = ops.chunked_cross_entropy(
-      flat,
-      lambda rows: model.head(params, rows),
-      targets.reshape(-1),
-      weights.reshape(-1),
-      chunk or flat.shape[0],
-      label_smoothing=label_smoothing,
-      z_loss=z_loss,
-      dft=dft,
-    )
+
+    def own(
+      params: Params, features: jax.Array, targets: jax.Array, weights: jax.Array
+    ) -> ops.CrossEntropy:
+      flat = features.reshape(-1, features.shape[-1])
+      found = ops.chunked_cross_entropy(
+        flat,
+        lambda rows: model.head(params, rows),
+        targets.reshape(-1),
+        weights.reshape(-1),
+        chunk or flat.shape[0],
+        label_smoothing=label_smoothing,
+        z_loss=z_loss,
+        dft=dft,
+      )
+      return shard.total(found)
+
+    # Each device goes through the tokens that it has: chunks of them all would have to be moved.
+    names = ('rows', 'length')
+    given = (around(params), features, targets, weights)
+    found = shard.locally(own, given, (None, (*names, None), names, names), ())
     return found, weights.sum()
 
   def objective(params: Params, batch: Batch, key: Key | None = None) -> Loss:

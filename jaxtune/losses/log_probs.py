@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
+from jaxtune import shard, tree
 from jaxtune.typing import Batch, Key, Params
 
 
@@ -27,6 +28,12 @@ def learned_tokens(part: Batch) -> jax.Array:
   if segments is not None:
     learned = learned & (segments[:, 1:] == segments[:, :-1])
   return jnp.pad(learned, ((0, 0), (1, 0)))
+
+
+def around(params: Params) -> Params:
+  """The parameters but for stacks of layers: all that a head reads."""
+  stacked = {path.split('/')[0] for path in tree.paths(params) if tree.is_stacked(path)}
+  return {name: part for name, part in params.items() if name not in stacked}
 
 
 def features_of(model: Any, params: Params, part: Batch, key: Key | None) -> jax.Array:
@@ -63,11 +70,11 @@ def token_log_probs(
     temperature: of the distribution that the tokens were drawn from.
   """
 
-  def score(features: jax.Array, targets: jax.Array) -> jax.Array:
+  def score(params: Params, features: jax.Array, targets: jax.Array) -> jax.Array:
     logits = model.head(params, features).astype(jnp.float32) / temperature
     return _picked(logits, targets) - jax.nn.logsumexp(logits, axis=-1)
 
-  return _over_tokens(score, part, chunk, features_of(model, params, part, key))
+  return _over_tokens(score, part, chunk, params, features_of(model, params, part, key))
 
 
 def log_probs(
@@ -120,9 +127,11 @@ def compared(
   """
   reference = lax.stop_gradient(reference)
 
-  def score(own: jax.Array, other: jax.Array, targets: jax.Array) -> Compared:
-    logits = model.head(policy, own).astype(jnp.float32)
-    others = model.head(reference, other).astype(jnp.float32)
+  def score(
+    params: tuple[Params, Params], own: jax.Array, other: jax.Array, targets: jax.Array
+  ) -> Compared:
+    logits = model.head(params[0], own).astype(jnp.float32)
+    others = model.head(params[1], other).astype(jnp.float32)
     log_p, log_q = jax.nn.log_softmax(logits), lax.stop_gradient(jax.nn.log_softmax(others))
     kl = jnp.sum(jnp.exp(log_p) * (log_p - log_q), axis=-1)
     return Compared(_picked(log_p, targets), _picked(log_q, targets), kl)
@@ -131,6 +140,7 @@ def compared(
     score,
     part,
     chunk,
+    (policy, reference),
     features_of(model, policy, part, key),
     lax.stop_gradient(features_of(model, reference, part, None)),
   )
@@ -141,33 +151,41 @@ def _picked(logits: jax.Array, targets: jax.Array) -> jax.Array:
 
 
 def _over_tokens(
-  score: Callable[..., Any], part: Batch, chunk: int | None, *features: jax.Array
+  score: Callable[..., Any], part: Batch, chunk: int | None, params: Any, *features: jax.Array
 ) -> Any:
-  """`score(*features [n, D], targets [n])` of every token `[B, T]`, `chunk` at a time.
+  """`score(params, *features [n, D], targets [n])` of every token `[B, T]`, `chunk` at a time.
 
-  Features are `[B, T, D]`.
+  Features are `[B, T, D]`; parameters one model's or several models'.
   """
   tokens, learned = part['tokens'], learned_tokens(part)
-  # Targets are shifted, features are not: [B*T, D] stays one contiguous array.
-  flat = (x.reshape(-1, x.shape[-1]) for x in features)
-  rows = (*flat, jnp.roll(tokens, -1, axis=1).reshape(-1))
-  count = tokens.size
-  if chunk is None or chunk >= count:
-    found = score(*rows)
-  else:
+
+  def own(params: Any, targets: jax.Array, *features: jax.Array) -> Any:
+    # Targets are shifted, features are not: [B*T, D] stays one contiguous array.
+    rows = (*(x.reshape(-1, x.shape[-1]) for x in features), targets.reshape(-1))
+    count = targets.size
+    if chunk is None or chunk >= count:
+      found = score(params, *rows)
+      return jax.tree.map(lambda x: x.reshape(targets.shape), found)
     fill = -count % chunk
 
     @functools.partial(jax.checkpoint, prevent_cse=False)
     def one(xs: tuple[jax.Array, ...]) -> Any:
-      return score(*xs)
+      return score(params, *xs)
 
     def cut(x: jax.Array) -> jax.Array:
       x = jnp.pad(x, [(0, fill)] + [(0, 0)] * (x.ndim - 1))
       return x.reshape(-1, chunk, *x.shape[1:])
 
-    found = jax.tree.map(lambda x: x.reshape(-1)[:count], lax.map(one, tuple(map(cut, rows))))
+    found = lax.map(one, tuple(map(cut, rows)))
+    return jax.tree.map(lambda x: x.reshape(-1)[:count].reshape(targets.shape), found)
+
+  # Each device goes through the tokens that it has: chunks of them all would have to be moved.
+  names = ('rows', 'length')
+  heads = tuple(map(around, params)) if isinstance(params, tuple) else around(params)
+  given = (heads, jnp.roll(tokens, -1, axis=1), *features)
+  found = shard.locally(own, given, (None, names, *[(*names, None)] * len(features)), names)
 
   def place(x: jax.Array) -> jax.Array:  # token t is predicted at t - 1
-    return jnp.where(learned, jnp.roll(x.reshape(tokens.shape), 1, axis=1), 0.0)
+    return jnp.where(learned, jnp.roll(x, 1, axis=1), 0.0)
 
   return jax.tree.map(place, found)

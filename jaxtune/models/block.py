@@ -15,9 +15,11 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from jaxtune import ops
+from jaxtune import ops, shard
 from jaxtune.models import stack, virtual
+from jaxtune.models.experts import Experts, Router
 from jaxtune.models.layers import LayerNorm, RMSNorm, activation, apply, dropout, matrix
+from jaxtune.models.spec import gathered
 from jaxtune.typing import Key, Params
 
 
@@ -99,6 +101,7 @@ class BlockConfig:
 
 
 AXES = (
+  (r'attn/prefix/(keys|values)$', (None, 'kv_heads')),
   (r'attn/[qkv]_norm/scale$', (None,)),
   (r'attn/q$', ('embed', 'heads')),
   (r'attn/q_bias$', ('heads',)),
@@ -184,15 +187,30 @@ def run(
   key: Key | None,
   causal: bool,
 ) -> jax.Array:
-  """Embeddings `[B*T, D]` through a stack of layers; dropout, of them too, where a key is given."""
+  """Embeddings, see `lay`, through a stack of layers; with a key there is dropout, of them too."""
   if key is not None:
     key, own = jax.random.split(key)
     x = dropout(x, config.dropout, own)
 
   def layer(params: Params, x: jax.Array, index: jax.Array, key: Key | None) -> jax.Array:
-    return apply(block(config, params, causal), params, x, batch, see(index), key)[0]
+    params = gathered(AXES, params)
+    return cut(apply(block(config, params, causal), params, x, batch, see(index), key)[0])
 
-  return stack.scan_stack(layer, layers, x, key, config.remat)
+  return stack.scan_stack(layer, layers, cut(x), key, config.remat)
+
+
+def lay(x: jax.Array) -> jax.Array:
+  """Activations `[B, T, D]` as layers take them: `[B*T, D]`, unless tokens are spread over devices.
+
+  With three axes XLA's CPU backward pass transposes wide gradients in slow elementwise loops; with
+  two the compiler no longer sees along what the tokens were cut.
+  """
+  return x if shard.size('sequence') > 1 else x.reshape(-1, x.shape[-1])
+
+
+def cut(x: jax.Array, last: str | None = None) -> jax.Array:
+  """Activations of `lay` on their devices, `last` being the name of the last axis."""
+  return shard.constrain(x, *('rows', 'length')[: x.ndim - 1], last)
 
 
 def block(config: BlockConfig, params: Params, causal: bool) -> 'Block':
@@ -215,7 +233,7 @@ def norm(config: BlockConfig, name: str | None = None) -> nn.Module:
 
 
 class Attention(nn.Module):
-  """Attention with grouped heads, `[B*T, D] -> [B*T, D]`; of `source` `[B*S, D]` where given.
+  """Attention with grouped heads, `[..., D] -> [..., D]` as of `lay`; of `source` where given.
 
   With a memory the new keys and values are written into it and all of it is attended to; the second
   result is the memory. The keys and values of a prefix come before the tokens' own.
@@ -258,17 +276,36 @@ class Attention(nn.Module):
       values = lax.dynamic_update_slice(memory.values, v.astype(memory.values.dtype)[None], at)
       memory = memory._replace(keys=keys, values=values)
       k, v = keys[memory.layer].astype(k.dtype), values[memory.layer].astype(v.dtype)
-    y = ops.attention(
-      q,
-      k,
-      v,
-      view.bias,
-      causal=self.causal and memory is None,
-      scale=c.attention_scale or None,
-      cap=c.attention_cap,
-    )
-    y = y.reshape(x.shape[0], c.heads * c.head_width)
+    y = _attend(c, q, k, v, view.bias, self.causal and memory is None)
+    y = y.reshape(*x.shape[:-1], c.heads * c.head_width)
     return _dense(self, 'o', y, c.width, c.o_bias), memory
+
+
+def _attend(
+  c: BlockConfig, q: jax.Array, k: jax.Array, v: jax.Array, bias: jax.Array | None, causal: bool
+) -> jax.Array:
+  """`ops.attention`, each device with its own queries and heads, and the keys of all tokens."""
+  attend = functools.partial(ops.attention, scale=c.attention_scale or None, cap=c.attention_cap)
+  if shard.size('tensor') > 1 and k.shape[2] % shard.size('tensor'):
+    # Fewer heads of keys than devices: each gets copies of those that its queries look at.
+    k, v = (jnp.repeat(x, c.heads // c.kv_heads, axis=2) for x in (k, v))
+  spread = shard.size('sequence') > 1
+  if causal and spread and bias is None:
+    bias = ops.attention_bias(None, None, True, q.shape[1])
+
+  def own(q: jax.Array, k: jax.Array, v: jax.Array, bias: jax.Array | None) -> jax.Array:
+    k, v = (shard.all_gather(x, 1, 'sequence') for x in (k, v))
+    return attend(q, k, v, bias, causal=causal and not spread)
+
+  names = ('rows', 'length', 'heads', None)
+  shape = () if bias is None else bias.shape
+  cut = [
+    ('rows', *[None] * (len(shape) - 3), 'length', None)[i] if n > 1 else None
+    for i, n in enumerate(shape)
+  ]
+  return shard.locally(
+    own, (q, k, v, bias), (names, names, names, tuple(cut) if shape else None), names
+  )
 
 
 class MLP(nn.Module):
@@ -286,76 +323,7 @@ class MLP(nn.Module):
       y = y * _dense(self, 'up', x, c.hidden, c.mlp_bias)
     else:
       y = act(_dense(self, 'up', x, c.hidden, c.mlp_bias))
-    return _dense(self, 'down', y, c.width, c.mlp_bias)
-
-
-class Router(nn.Module):
-  """The experts of each token and their weights: `[N, D] -> [N, k] float32, [N, k] int32`.
-
-  `softmax(x W)` over all experts, of which the largest k are kept (Shazeer et al. 2017,
-  arXiv:1701.06538; Jiang et al. 2024, arXiv:2401.04088, normalizes the k to sum to one).
-  """
-
-  config: BlockConfig
-
-  @nn.compact
-  def __call__(self, x: jax.Array) -> tuple[jax.Array, jax.Array]:
-    c = self.config
-    scores = ops.dot(x, matrix(self, 'dense', c.init_scale, c.width, c.experts))
-    gates, chosen = lax.top_k(
-      jax.nn.softmax(scores.astype(jnp.float32), axis=-1), c.experts_per_token
-    )
-    if c.normalize_gates:
-      gates = gates / jnp.sum(gates, axis=-1, keepdims=True)
-    return gates, chosen
-
-
-class Experts(nn.Module):
-  """`sum_k gate_k * expert_k(x)` with gated MLPs as experts, `[N, D] -> [N, D]`; drops no token.
-
-  The tokens of each expert are laid out in blocks of rows, the last one filled up, and each block
-  is multiplied with the matrices of its expert: about twice the work of the tokens alone at worst,
-  in shapes that do not depend on who goes where.
-  """
-
-  config: BlockConfig
-
-  @nn.compact
-  def __call__(self, x: jax.Array, gates: jax.Array, chosen: jax.Array) -> jax.Array:
-    c = self.config
-    act = activation(c.activation)
-    shapes = {
-      'gate': (c.width, c.expert_hidden),
-      'up': (c.width, c.expert_hidden),
-      'down': (c.expert_hidden, c.width),
-    }
-    experts = {n: matrix(self, n, c.init_scale, c.experts, *size) for n, size in shapes.items()}
-
-    def expert(params: Params, y: jax.Array) -> jax.Array:
-      return ops.dot(act(ops.dot(y, params['gate'])) * ops.dot(y, params['up']), params['down'])
-
-    slots, owners, rows = _blocks(chosen.reshape(-1), c.experts)
-    y = jnp.zeros((len(owners) * rows, c.width), x.dtype)
-    y = y.at[slots].set(jnp.repeat(x, c.experts_per_token, axis=0))
-    own = jax.tree.map(lambda field: field[owners], experts)
-    y = jax.vmap(expert)(own, y.reshape(len(owners), rows, c.width)).reshape(-1, c.width)
-    y = y[slots].reshape(*gates.shape, c.width)
-    return jnp.sum(y * gates.astype(x.dtype)[:, :, None], axis=1)
-
-
-def _blocks(chosen: jax.Array, experts: int) -> tuple[jax.Array, jax.Array, int]:
-  """The slot of each of N rows that chose an expert, the expert of each block, the block's rows."""
-  count = len(chosen)
-  rows = max(1, min(128, count // experts))
-  blocks = (count + min(experts, count) * (rows - 1)) // rows
-  sizes = jnp.bincount(chosen, length=experts)
-  ends = jnp.cumsum(-(-sizes // rows))  # in blocks
-  starts = ends - -(-sizes // rows)
-  order = jnp.argsort(chosen)
-  rank = jnp.arange(count) - (jnp.cumsum(sizes) - sizes)[chosen[order]]
-  slots = jnp.zeros_like(chosen).at[order].set(starts[chosen[order]] * rows + rank)
-  owners = jnp.searchsorted(ends, jnp.arange(blocks), side='right')
-  return slots, jnp.minimum(owners, experts - 1), rows
+    return _dense(self, 'down', cut(y, 'mlp'), c.width, c.mlp_bias)
 
 
 class Block(nn.Module):

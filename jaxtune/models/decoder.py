@@ -12,11 +12,11 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from jaxtune import ops
+from jaxtune import ops, shard
 from jaxtune.models import block, stack, virtual
 from jaxtune.models.block import BlockConfig, Memory, View
 from jaxtune.models.layers import apply, dense
-from jaxtune.models.spec import ModelSpec, Task, init_head
+from jaxtune.models.spec import ModelSpec, Task, gathered, init_head
 from jaxtune.typing import Key, Params
 
 
@@ -94,11 +94,11 @@ def _init(config: DecoderConfig, key: Key) -> Params:
 
 
 def _embed(config: DecoderConfig, params: Params, x: jax.Array, positions: jax.Array) -> jax.Array:
-  """What goes into the first layer for rows of the embedding, `[B, T, D] -> [B*T, D]`."""
+  """What goes into the first layer for rows of the embedding, `[B, T, D]`, see `block.lay`."""
   x = x * jnp.asarray(config.embed_scale, x.dtype)
   if config.learned_positions:
     x = x + ops.take(params['embed']['positions'], positions)
-  return x.reshape(-1, config.width)
+  return block.lay(shard.constrain(x, 'rows', 'length', None))
 
 
 def enter(
@@ -109,7 +109,7 @@ def enter(
   positions: jax.Array | None,
   segments: jax.Array | None,
 ) -> tuple[Callable[[jax.Array], View], jax.Array]:
-  """What each layer sees, by its number, and what goes into the first, `[B*T, D]`.
+  """What each layer sees, by its number, and what goes into the first, see `block.lay`.
 
   With a prompt T counts its tokens too, which come first.
   """
@@ -139,10 +139,11 @@ def _features(
   key: Key | None = None,
 ) -> jax.Array:
   batch, length = tokens.shape
+  params = gathered(AXES, params, 'embed')
   see, x = enter(config, params, tokens, mask, positions, segments)
   x = block.run(config, virtual.layers(params, 'decoder'), x, batch, see, key, causal=True)
   x = x.reshape(batch, -1, config.width)[:, virtual.ahead(params).prompt :]
-  x = apply(block.norm(config), params['norm'], x.reshape(-1, config.width))
+  x = apply(block.norm(config), params['norm'], block.lay(x))
   return x.reshape(batch, length, config.width)
 
 

@@ -13,11 +13,11 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from jaxtune import ops
+from jaxtune import ops, shard
 from jaxtune.models import block, stack, virtual
 from jaxtune.models.block import BlockConfig, View
 from jaxtune.models.layers import activation, add_bias, apply, dense, matrix
-from jaxtune.models.spec import ModelSpec, Task, init_head
+from jaxtune.models.spec import ModelSpec, Task, gathered, init_head
 from jaxtune.models.virtual import Ahead
 from jaxtune.typing import InputError, Key, Params
 
@@ -114,9 +114,9 @@ def _pools(config: EncoderConfig) -> bool:
 
 
 class Embed(nn.Module):
-  """Token, position and type embeddings, summed and normalized: `[B, T] -> [B*T, D]`.
+  """Token, position and type embeddings, summed and normalized: `[B, T, D]`, see `block.lay`.
 
-  A prompt `[P, D]` comes before the tokens' own embeddings: `[B*(P+T), D]`, with P+T positions.
+  A prompt `[P, D]` comes before the tokens' own embeddings: `[B, P+T, D]`, with P+T positions.
   """
 
   config: EncoderConfig
@@ -140,7 +140,7 @@ class Embed(nn.Module):
     if c.types:
       kinds = jnp.zeros((1, 1), jnp.int32) if types is None else types
       x = x + ops.take(table('types', c.types), kinds)
-    return block.norm(c, 'norm')(x.reshape(-1, c.width))
+    return block.norm(c, 'norm')(block.lay(shard.constrain(x, 'rows', 'length', None)))
 
 
 def _init(config: EncoderConfig, key: Key) -> Params:
@@ -230,6 +230,7 @@ def _features(
   types: jax.Array | None = None,
   key: Key | None = None,
 ) -> jax.Array:
+  params = gathered(AXES, params, 'embed')
   before, batch = virtual.ahead(params), len(tokens)
   if types is not None and not config.types:
     raise InputError(f'{config.model_type} has no types of tokens; leave `types` out')

@@ -9,11 +9,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxtune import ops
+from jaxtune import ops, shard
 from jaxtune.models import block, stack
 from jaxtune.models.block import MLP, Attention, BlockConfig, Memory, View
 from jaxtune.models.layers import apply, dropout
-from jaxtune.models.spec import ModelSpec, init_head, no_head
+from jaxtune.models.spec import ModelSpec, gathered, init_head, no_head
 from jaxtune.typing import InputError, Key, Params
 
 
@@ -162,6 +162,12 @@ def _init(config: EncoderDecoderConfig, key: Key) -> Params:
   return params
 
 
+def _embed(params: Params, tokens: jax.Array) -> jax.Array:
+  """`[B, T] -> [B, T, D]`, see `block.lay`."""
+  table = gathered(AXES, params, 'embed')['embed']['tokens']
+  return block.lay(shard.constrain(ops.take(table, tokens), 'rows', 'length', None))
+
+
 def encode(
   config: EncoderDecoderConfig,
   params: Params,
@@ -175,7 +181,7 @@ def encode(
   if mask is not None:
     bias = bias + ops.hidden(mask)[:, None, None]
   view = View(None, bias)
-  x = ops.take(params['embed']['tokens'], tokens).reshape(-1, config.width)
+  x = _embed(params, tokens)
   x = block.run(config, params['encoder'], x, batch, lambda index: view, key, causal=False)
   return apply(block.norm(config), params['encoder_norm'], x).reshape(batch, length, config.width)
 
@@ -206,14 +212,15 @@ def decode(
   bias = bias[:, None] + relative_bias(params['decoder_bias'], length, config.distance, causal=True)
   own = View(None, bias)
   other = View(None, None if mask is None else ops.hidden(mask)[:, None])
-  source = states.reshape(-1, config.width)
-  x = ops.take(params['embed']['tokens'], targets).reshape(-1, config.width)
+  source = block.lay(states)
+  x = _embed(params, targets)
   if key is not None:
     key, embed_key = jax.random.split(key)
     x = dropout(x, config.dropout, embed_key)
 
   def layer(params: Params, x: jax.Array, index: jax.Array, key: Key | None) -> jax.Array:
-    return apply(DecoderBlock(config), params, x, batch, own, source, other, key)[0]
+    params = gathered(AXES, params)
+    return block.cut(apply(DecoderBlock(config), params, x, batch, own, source, other, key)[0])
 
   x = stack.scan_stack(layer, params['decoder'], x, key, config.remat)
   return apply(block.norm(config), params['decoder_norm'], x).reshape(batch, length, config.width)

@@ -89,6 +89,9 @@ class NoisyRows:
   def dot_transposed(self, x: jax.Array) -> jax.Array:
     return ops.dot_transposed(x, self.base)
 
+  def axes(self, names: tuple[str | None, ...]) -> 'NoisyRows':
+    return NoisyRows(ops.axes(self.base, names), (None, None), ())  # type: ignore[arg-type]
+
   def take(self, ids: jax.Array) -> jax.Array:
     rows = ops.take(self.base, ids)
     noise = jax.random.uniform(self.key, rows.shape, minval=-1.0, maxval=1.0)

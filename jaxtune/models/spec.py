@@ -6,7 +6,7 @@ from typing import Any, Literal
 
 import jax
 
-from jaxtune import ops, tree
+from jaxtune import ops, shard, tree
 from jaxtune.typing import Key, Params
 
 Task = Literal[
@@ -75,15 +75,31 @@ class ModelSpec:
     A weight leaf names the axes of its own fields from those of the weight.
     """
 
-    def names(path: str, leaf: Any) -> Any:
-      if not self.axis_rules:  # a user's own module
-        axes: tuple[str | None, ...] = (None,) * len(leaf.shape)
-      else:
-        axes = tree.match(self.axis_rules, {path: jax.ShapeDtypeStruct((), 'float32')})[path]
-        axes = ('layers', *axes) if tree.is_stacked(path) else tuple(axes)
-      return ops.axes(leaf, axes)
+    if not self.axis_rules:  # a user's own module
+      return tree.map_weights(lambda _, leaf: ops.axes(leaf, (None,) * len(leaf.shape)), params)
+    return logical_axes(self.axis_rules, params)
 
-    return tree.map_weights(names, params)
+  @property
+  def units(self) -> dict[str, int]:
+    """Entries of a logical axis that stay together where it is cut: those of a head."""
+    width = getattr(self.config, 'head_width', 0)
+    return {'heads': width, 'kv_heads': width} if width else {}
+
+
+def logical_axes(rules: tree.Rules, params: Params) -> Any:
+  """The logical axis names of every leaf by its path, `layers` ahead where layers are stacked."""
+
+  def names(path: str, leaf: Any) -> Any:
+    axes = tree.match(rules, {path: jax.ShapeDtypeStruct((), 'float32')})[path]
+    return ops.axes(leaf, ('layers', *axes) if tree.is_stacked(path) else tuple(axes))
+
+  return tree.map_weights(names, params)
+
+
+def gathered(rules: tree.Rules, params: Params, *names: str) -> Params:
+  """Parameters as they are computed with, see `shard.gathered`; with names those entries alone."""
+  own = {name: params[name] for name in names or params}
+  return {**params, **shard.gathered(own, logical_axes(rules, own))}
 
 
 def no_head(params: Params, features: jax.Array, mask: jax.Array | None = None) -> jax.Array:

@@ -9,11 +9,11 @@ import functools
 import jax
 import jax.numpy as jnp
 
-from jaxtune import ops
+from jaxtune import ops, shard
 from jaxtune.models import block, stack
 from jaxtune.models.block import BlockConfig, View
 from jaxtune.models.layers import activation, apply, dense
-from jaxtune.models.spec import ModelSpec, init_head
+from jaxtune.models.spec import ModelSpec, gathered, init_head
 from jaxtune.typing import InputError, Key, Params
 
 
@@ -129,7 +129,7 @@ def _unfold(config: VisionConfig, images: jax.Array) -> jax.Array:
 
 
 def _embed(config: VisionConfig, embed: Params, images: jax.Array) -> jax.Array:
-  """`[B, H, W, C] -> [B*(1+N), D]`."""
+  """`[B, H, W, C] -> [B, 1+N, D]`, see `block.lay`."""
   batch = images.shape[0]
   first = embed['class']
   x = _unfold(config, images).astype(first.dtype).reshape(batch * config.patches, -1)
@@ -137,7 +137,7 @@ def _embed(config: VisionConfig, embed: Params, images: jax.Array) -> jax.Array:
   first = jnp.broadcast_to(first, (batch, 1, config.width))
   x = jnp.concatenate([first, x.reshape(batch, config.patches, config.width)], axis=1)
   x = x + ops.take(embed['positions'], jnp.arange(1 + config.patches)[None])
-  x = x.reshape(-1, config.width)
+  x = block.lay(shard.constrain(x, 'rows', 'length', None))
   return apply(block.norm(config), embed['norm'], x) if config.embed_norm else x
 
 
@@ -149,6 +149,7 @@ def _features(
   *,
   key: Key | None = None,
 ) -> jax.Array:
+  params = gathered(AXES, params, 'embed')
   batch, length = images.shape[0], 1 + config.patches
   view = View(None, ops.attention_bias(mask, None, causal=False, length=length))
   x = _embed(config, params['embed'], images)

@@ -1,8 +1,18 @@
-"""A mesh of named axes, and the placement of parameters, states and batches on it."""
+"""A mesh of named axes, and the placement of parameters, states, batches and activations on it."""
 
-from jaxtune.shard.mesh import DATA_AXES, mesh
+from jaxtune.shard.inside import (
+  all_gather,
+  constrain,
+  gathered,
+  index,
+  locally,
+  reduce_scatter,
+  size,
+  total,
+)
+from jaxtune.shard.mesh import AXES, ROWS, mesh
 from jaxtune.shard.place import (
-  FSDP,
+  PARAMETERS,
   batch_sharding,
   param_shardings,
   place_batch,
@@ -12,15 +22,24 @@ from jaxtune.shard.place import (
 from jaxtune.shard.processes import every, gather, put
 
 __all__ = [
-  'DATA_AXES',
-  'FSDP',
+  'AXES',
+  'PARAMETERS',
+  'ROWS',
   'batch_sharding',
+  'all_gather',
+  'constrain',
   'every',
   'gather',
+  'gathered',
+  'index',
+  'locally',
   'mesh',
   'param_shardings',
   'place_batch',
   'put',
+  'reduce_scatter',
   'replicated',
+  'size',
   'state_shardings',
+  'total',
 ]

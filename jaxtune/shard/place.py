@@ -1,18 +1,27 @@
-"""Where every leaf lives: one table from logical axis names to mesh axes."""
+"""Where every leaf lives: one table from the logical names of its axes to mesh axes."""
 
-from collections.abc import Mapping
+import math
+from collections.abc import Collection, Mapping
 from typing import Any
 
 import jax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from jaxtune import tree
-from jaxtune.shard.mesh import DATA_AXES
+from jaxtune.shard.mesh import ROWS
 from jaxtune.shard.processes import put
 from jaxtune.typing import Batch, InputError
 
-# Every matrix has the model's width on one side, so this cuts all that is large.
-FSDP: Mapping[str, str] = {'embed': 'fsdp'}
+# Logical axis of a parameter to mesh axis. Every matrix has the model's width on one side, so
+# `fsdp` cuts all that is large; `tensor` cuts the other side, each part with products of its own.
+PARAMETERS: Mapping[str, str] = {
+  'embed': 'fsdp',
+  'heads': 'tensor',
+  'kv_heads': 'tensor',
+  'mlp': 'tensor',
+  'vocab': 'tensor',
+  'experts': 'expert',
+}
 
 
 def replicated(mesh: Mesh) -> NamedSharding:
@@ -21,7 +30,12 @@ def replicated(mesh: Mesh) -> NamedSharding:
 
 
 def param_shardings(
-  mesh: Mesh, params: Any, axes: Any, table: Mapping[str, str] | None = None
+  mesh: Mesh,
+  params: Any,
+  axes: Any,
+  *,
+  units: Mapping[str, int] | None = None,
+  replicate: Collection[str] = (),
 ) -> Any:
   """The sharding of every leaf, from the logical names of its axes.
 
@@ -29,26 +43,34 @@ def param_shardings(
     mesh: from `mesh`.
     params: arrays or their shapes.
     axes: `model.axes(params)`. A name that ends in `?` is cut only where the mesh axis divides it.
-    table: logical name to mesh axis, `FSDP` by default.
+    units: `model.units`: entries of an axis that stay together, such as those of a head.
+    replicate: names that no mesh axis cuts: those that it does not divide, by choice.
 
   Raises:
-    InputError: an axis that the mesh axis does not divide, with its path and size.
+    InputError: an axis that the mesh axis does not divide, with its path and size; or an unknown
+      name in `replicate`.
   """
-  table = FSDP if table is None else table
+  unknown = sorted(set(replicate) - set(PARAMETERS))
+  if unknown:
+    raise InputError(f'mesh.replicate: unknown axis {unknown[0]!r}; known: {", ".join(PARAMETERS)}')
 
   def one(path: Any, leaf: Any, names: tuple[str | None, ...]) -> NamedSharding:
     spec: list[str | None] = [None] * len(leaf.shape)
-    for index, name in enumerate(names):
-      axis = table.get(name.removesuffix('?')) if name else None
-      if name and axis and axis not in spec and mesh.shape[axis] > 1:
-        if leaf.shape[index] % mesh.shape[axis]:
-          if name.endswith('?'):
-            continue
-          raise InputError(
-            f'{tree.path_name(path)}: axis {name!r} has {leaf.shape[index]} entries, which '
-            f'{axis}={mesh.shape[axis]} does not divide; choose a divisor or {axis}=1'
-          )
+    for index, full in enumerate(names):
+      name = (full or '').removesuffix('?')
+      axis = PARAMETERS.get(name)
+      if axis is None or name in replicate or axis in spec or mesh.shape[axis] == 1:
+        continue
+      size, unit = leaf.shape[index], (units or {}).get(name, 1)
+      count = size if size % unit else size // unit
+      if count % mesh.shape[axis] == 0:
         spec[index] = axis
+      elif full == name:
+        raise InputError(
+          f'{tree.path_name(path)}: axis {name!r} has {count} entries, which '
+          f'{axis}={mesh.shape[axis]} does not divide; choose a divisor, or keep the axis whole '
+          f"with mesh.replicate=('{name}',)"
+        )
     return NamedSharding(mesh, PartitionSpec(*spec))
 
   return jax.tree_util.tree_map_with_path(one, params, axes)
@@ -60,8 +82,8 @@ def state_shardings(mesh: Mesh, state: Any, params: Any, shardings: Any) -> Any:
 
 
 def batch_sharding(mesh: Mesh) -> NamedSharding:
-  """Rows spread over all data axes."""
-  return NamedSharding(mesh, PartitionSpec(DATA_AXES))
+  """Rows spread over all axes that take rows; what else a row has is whole."""
+  return NamedSharding(mesh, PartitionSpec(ROWS))
 
 
 def place_batch(mesh: Mesh, batch: Batch) -> Batch:
@@ -71,7 +93,7 @@ def place_batch(mesh: Mesh, batch: Batch) -> Batch:
     InputError: rows that the devices do not divide.
   """
   rows = jax.tree.leaves(batch)[0].shape[0]
-  devices = mesh.shape['data'] * mesh.shape['fsdp']
+  devices = math.prod(mesh.shape[axis] for axis in ROWS)
   if rows % devices:
     raise InputError(
       f'a batch of {rows} rows cannot be spread over {devices} devices; '

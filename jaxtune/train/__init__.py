@@ -11,7 +11,7 @@ from jaxtune.train.features import (
   trains_head_alone,
 )
 from jaxtune.train.loop import fit
-from jaxtune.train.program import Program, prepare
+from jaxtune.train.program import Lowered, Program, lower, prepare
 from jaxtune.train.reference import reference_log_probs
 from jaxtune.train.rewards import Reward, exact_match, log_odds, matches, near_length
 from jaxtune.train.rollout import Roll, evaluate_rollouts, rollout, rollout_example
@@ -22,6 +22,7 @@ from jaxtune.train.teacher import teacher_outputs
 __all__ = [
   'Arguments',
   'FeatureBatches',
+  'Lowered',
   'Program',
   'Restored',
   'Reward',
@@ -39,6 +40,7 @@ __all__ = [
   'head_only',
   'init_state',
   'log_odds',
+  'lower',
   'make_evaluation',
   'make_step',
   'matches',

@@ -1,10 +1,11 @@
 """A run on its devices: parameters placed, the one step compiled."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from typing import Any, NamedTuple
 
 import jax
 import optax
+from jax.sharding import Mesh
 
 from jaxtune import adapt, shard
 from jaxtune.losses import Measured, Objective
@@ -45,6 +46,7 @@ def prepare(
   *,
   key: Key | None = None,
   mesh: Mapping[str, int] | None = None,
+  replicate: Collection[str] = (),
   accumulate: int = 1,
   arguments: Arguments | None = None,
   example: Batch | None = None,
@@ -58,7 +60,8 @@ def prepare(
     optimizer: any optax transformation.
     batches: the iterator to train on, for the shapes of its batches; its place is not changed.
     key: for dropout, the key of seed 0 by default.
-    mesh: devices along `data` and `fsdp`, see `shard.mesh`; all replicas by default.
+    mesh: devices along its axes, see `shard.mesh`; all replicas by default.
+    replicate: logical axes of parameters that stay whole, see `shard.param_shardings`.
     accumulate: micro-batches that a batch is cut into.
     arguments: more arguments of the optimizer's update, see `make_step`.
     example: a host batch as the step gets it, where `fit` makes it of those of `batches` (`roll`).
@@ -67,7 +70,7 @@ def prepare(
     InputError: parameters or batches that the mesh does not divide.
   """
   grid = shard.mesh(mesh)
-  shardings = shard.param_shardings(grid, params, model.axes(params))
+  shardings = _shardings(grid, model, params, replicate)
   trainable, frozen = adapt.trainable(shard.put(params, shardings))
   state = init_state(trainable, optimizer, jax.random.key(0) if key is None else key)
   states = shard.state_shardings(grid, state, params, shardings)
@@ -81,23 +84,24 @@ def prepare(
     example = next(batches)
     batches.set_state(cursor)
   example = place(example)
-  jitted = jax.jit(
-    make_step(objective, optimizer, accumulate=accumulate, arguments=arguments),
-    donate_argnums=0,
-    out_shardings=(states, shard.replicated(grid)),
-  )
+  step_function = make_step(objective, optimizer, accumulate=accumulate, arguments=arguments)
   compiled: dict[Any, jax.stages.Compiled] = {}
 
   def compile(state: State, frozen: Params, batch: Batch) -> jax.stages.Compiled:
     shapes = tuple(x.shape for x in jax.tree.leaves(batch))
     if shapes not in compiled:
-      compiled[shapes] = jitted.lower(state, frozen, batch).compile()
+      compiled[shapes] = _lower(grid, step_function, states, state, frozen, batch).compile()
     return compiled[shapes]
 
   def step(state: State, frozen: Params, batch: Batch) -> tuple[State, Metrics]:
     return compile(state, frozen, batch)(state, frozen, batch)
 
-  evaluation = jax.jit(make_evaluation(objective))
+  jitted_evaluation = jax.jit(make_evaluation(objective))
+
+  def evaluation(*given: Any) -> Any:
+    with jax.set_mesh(grid):
+      return jitted_evaluation(*given)
+
   measure = objective.measure if isinstance(objective, Measured) else None
   return Program(
     step=step,
@@ -110,3 +114,73 @@ def prepare(
     ),
     batch=jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), example),
   )
+
+
+class Lowered(NamedTuple):
+  """A step for devices that need not be here; compile it with `lowered.compile()`.
+
+  Attributes:
+    lowered: the step.
+    state, frozen, batch: the shapes, types and shardings of its arguments.
+  """
+
+  lowered: jax.stages.Lowered
+  state: State
+  frozen: Params
+  batch: Batch
+
+
+def lower(
+  model: Any,
+  params: Params,
+  objective: Objective,
+  optimizer: optax.GradientTransformation,
+  batch: Batch,
+  grid: Mesh,
+  *,
+  replicate: Collection[str] = (),
+  accumulate: int = 1,
+  arguments: Arguments | None = None,
+) -> Lowered:
+  """The step of `prepare` from shapes alone, on any mesh.
+
+  Args:
+    model, objective, optimizer, replicate, accumulate, arguments: as of `prepare`.
+    params: the shapes of what a method returns, from `jax.eval_shape`.
+    batch: shapes of a batch of all devices together.
+    grid: from `shard.mesh`, perhaps of devices that only a compiler knows.
+
+  Raises:
+    InputError: parameters or batches that the mesh does not divide.
+  """
+
+  def placed(shapes: Any, shardings: Any) -> Any:
+    return jax.tree.map(
+      lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), shapes, shardings
+    )
+
+  shardings = _shardings(grid, model, params, replicate)
+  params = placed(params, shardings)
+  trainable, frozen = adapt.trainable(params)
+  state = jax.eval_shape(lambda x: init_state(x, optimizer, jax.random.key(0)), trainable)
+  states = shard.state_shardings(grid, state, params, shardings)
+  state = placed(state, states)
+  batch = placed(batch, jax.tree.map(lambda _: shard.batch_sharding(grid), batch))
+  step = make_step(objective, optimizer, accumulate=accumulate, arguments=arguments)
+  return Lowered(_lower(grid, step, states, state, frozen, batch), state, frozen, batch)
+
+
+def _shardings(grid: Mesh, model: Any, params: Params, replicate: Collection[str]) -> Any:
+  axes = model.axes(params)
+  return shard.param_shardings(grid, params, axes, units=model.units, replicate=replicate)
+
+
+def _lower(
+  grid: Mesh, step: Step, states: Any, state: State, frozen: Params, batch: Batch
+) -> jax.stages.Lowered:
+  """The one way in which a step is compiled: its outputs lie where its inputs did, or it would be
+  compiled a second time for them."""
+  out = (states, shard.replicated(grid))
+  jitted = jax.jit(step, donate_argnums=0, out_shardings=out)
+  with jax.set_mesh(grid):
+    return jitted.lower(state, frozen, batch)

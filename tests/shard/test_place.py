@@ -20,12 +20,20 @@ def model():
 
 
 def test_mesh_takes_all_devices():
-  assert dict(shard.mesh().shape) == {'data': 8, 'fsdp': 1}
-  assert dict(shard.mesh({'fsdp': 4, 'data': -1}).shape) == {'data': 2, 'fsdp': 4}
+  one = dict.fromkeys(shard.AXES, 1)
+  assert dict(shard.mesh().shape) == {**one, 'data': 8}
+  assert dict(shard.mesh({'fsdp': 4, 'data': -1}).shape) == {**one, 'data': 2, 'fsdp': 4}
+  assert dict(shard.mesh({'tensor': 2, 'sequence': -1}).shape) == {
+    **one,
+    'sequence': 4,
+    'tensor': 2,
+  }
 
 
 @pytest.mark.parametrize(
-  'sizes', [{'data': 3}, {'data': -1, 'fsdp': 3}, {'data': 0}, {'data': -1, 'fsdp': -1}], ids=str
+  'sizes',
+  [{'data': 3}, {'data': -1, 'fsdp': 3}, {'data': 0}, {'data': -1, 'fsdp': -1}, {'tensor': 16}, {}],
+  ids=str,
 )
 def test_mesh_that_does_not_fit(sizes):
   with pytest.raises(InputError, match='does not fit 8 device'):
@@ -59,6 +67,23 @@ def test_axis_that_does_not_divide_is_named():
   params['embed']['tokens'] = jnp.zeros((64, 36))
   with pytest.raises(InputError, match=r"embed/tokens: axis 'embed' has 36.*fsdp=8"):
     shard.param_shardings(mesh, params, spec.axes(params))
+
+
+def test_heads_stay_whole():
+  spec, params = model()
+  mesh = shard.mesh({'tensor': 4, 'data': 2})
+  axes = spec.axes(params)
+  with pytest.raises(InputError, match=r"attn/k: axis 'kv_heads' has 2 .*tensor=4 .*replicate"):
+    shard.param_shardings(mesh, params, axes, units=spec.units)
+  placed = shard.param_shardings(mesh, params, axes, units=spec.units, replicate=['kv_heads'])
+  layer = placed['decoder']['0-1']
+  assert layer['attn']['k'].spec == P(None, None, None)
+  assert layer['attn']['q'].spec == P(None, None, 'tensor')
+  assert layer['attn']['o'].spec == P(None, 'tensor', None)
+  assert layer['mlp']['down'].spec == P(None, 'tensor', None)
+  assert placed['embed']['tokens'].spec == P('tensor', None)
+  with pytest.raises(InputError, match="unknown axis 'kv'; known: embed, heads"):
+    shard.param_shardings(mesh, params, axes, replicate=['kv'])
 
 
 def test_state_lies_where_its_parameters_do():

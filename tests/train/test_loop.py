@@ -118,6 +118,8 @@ def test_nan_stops_and_keeps_the_last_good_checkpoint(tmp_path):
       self.number = state['number']
 
   class Model:
+    units = None
+
     def axes(self, params):
       return jax.tree.map(lambda _: (None,), params)
 

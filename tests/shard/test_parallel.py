@@ -1,0 +1,140 @@
+"""However a run is spread over eight devices, its losses are those of one device."""
+
+import functools
+
+import jax
+import numpy as np
+import optax
+import pytest
+
+from jaxtune import adapt, losses, models, train
+
+STEPS, ROWS, LENGTH = 10, 8, 16
+LLAMA = models.DecoderConfig(
+  vocabulary=64, width=32, hidden=64, layers=2, heads=4, kv_heads=2, head_width=8
+)
+CONFIGS = {
+  'llama': LLAMA,
+  'mixtral': models.DecoderConfig(
+    vocabulary=64,
+    width=32,
+    layers=2,
+    heads=4,
+    kv_heads=2,
+    head_width=8,
+    model_type='mixtral',
+    experts=4,
+    expert_hidden=32,
+  ),
+}
+MESHES = {
+  'data': {'data': 8},
+  'fsdp': {'fsdp': 8},
+  'tensor': {'tensor': 2, 'data': 4},
+  'sequence': {'sequence': 8},
+  'expert': {'expert': 4, 'data': 2},
+  'fsdp x tensor': {'fsdp': 4, 'tensor': 2},
+  'fsdp x sequence': {'fsdp': 2, 'sequence': 4},
+  'sequence x tensor': {'sequence': 4, 'tensor': 2},
+  'fsdp x expert x tensor': {'fsdp': 2, 'expert': 2, 'tensor': 2},
+  'fsdp x sequence x tensor': {'fsdp': 2, 'sequence': 2, 'tensor': 2},
+  'expert x sequence x tensor': {'expert': 2, 'sequence': 2, 'tensor': 2},
+}
+METHODS = ('full', 'lora', 'qlora')
+RULE = optax.adamw(1e-2, eps=1e-5)
+
+
+class Rows:
+  """An endless iterator of one batch in two halves of packed texts, with padding."""
+
+  def __init__(self):
+    self.at = 0
+
+  def get_state(self):
+    return {'at': self.at}
+
+  def set_state(self, state):
+    self.at = state['at']
+
+  def __next__(self):
+    rng = np.random.default_rng(self.at)
+    self.at += 1
+    tokens = rng.integers(0, 9, (ROWS, LENGTH), dtype=np.int32)  # so that there is much to learn
+    first = rng.integers(3, LENGTH - 4, (ROWS, 1))
+    place = np.broadcast_to(np.arange(LENGTH), (ROWS, LENGTH))
+    segments = np.where(place < first, 1, 2) * (place < LENGTH - 2)
+    return {
+      'tokens': tokens,
+      'mask': segments > 0,
+      'segments': segments.astype(np.int32),
+      'positions': np.where(place < first, place, place - first).astype(np.int32),
+      'supervised': (rng.random((ROWS, LENGTH)) < 0.7) & (segments > 0),
+      'weight': np.ones(ROWS, np.float32),
+    }
+
+
+def parameters(name, method):
+  model = models.decoder(CONFIGS[name])
+  params = model.init(jax.random.key(0))
+  key = jax.random.key(1)
+  if method == 'qlora':
+    params = adapt.quantize(key, params, kind='nf4', block=16)
+  if method != 'full':
+    return model, adapt.lora(key, params, 4, also=None)
+  return model, adapt.create('full', key, params)
+
+
+def run(name, method, mesh, rule=None, **options):
+  model, params = parameters(name, method)
+  program = train.prepare(
+    model,
+    params,
+    losses.causal_lm(model, chunk=5),
+    rule or RULE,
+    Rows(),
+    mesh=mesh,
+    **options,
+  )
+  state, found, rows = program.state, [], Rows()
+  for _ in range(STEPS):
+    state, metrics = program.step(state, program.frozen, program.place(next(rows)))
+    found.append(float(metrics['loss']))
+  return found, program
+
+
+@functools.cache
+def alone(name, method):
+  """The losses on one device."""
+  model, params = parameters(name, method)
+  trainable, frozen = adapt.trainable(params)
+  step = jax.jit(train.make_step(losses.causal_lm(model, chunk=5), RULE))
+  state, rows, found = train.init_state(trainable, RULE, jax.random.key(0)), Rows(), []
+  for _ in range(STEPS):
+    state, metrics = step(state, frozen, next(rows))
+    found.append(float(metrics['loss']))
+  return found
+
+
+CASES = [
+  (name, mesh, method)
+  for name in CONFIGS
+  for mesh in MESHES
+  for method in METHODS
+  if name == 'mixtral' or 'expert' not in mesh
+]
+FAST = [  # every axis once, every method once
+  ('llama', 'fsdp x sequence x tensor', 'lora'),
+  ('llama', 'fsdp x tensor', 'full'),
+  ('mixtral', 'fsdp x expert x tensor', 'qlora'),
+]
+
+
+@pytest.mark.parametrize(
+  ('name', 'mesh', 'method'),
+  [c if c in FAST else pytest.param(*c, marks=pytest.mark.slow) for c in CASES],
+)
+def test_losses_are_those_of_one_device(name, mesh, method):
+  want = alone(name, method)
+  assert want[-1] < want[0]
+  found, _ = run(name, method, MESHES[mesh])
+  np.testing.assert_allclose(found, want, rtol=1e-5, atol=0)
