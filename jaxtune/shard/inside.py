@@ -76,8 +76,8 @@ def locally(function: Callable[..., Any], inputs: Sequence[Any], names: Sequence
   Cuts along mesh axes that no input names stay the compiler's.
 
   Args:
-    function: it may call `total`, `all_gather`, `reduce_scatter` and `index`. What has a gradient must be
-      among its inputs: JAX cannot differentiate what a scan in it closes over.
+    function: it may call `total`, `all_gather`, `reduce_scatter` and `index`. What has a gradient
+      must be among its inputs: JAX cannot differentiate what a scan in it closes over.
     inputs: arrays, trees of arrays, or None.
     names: of each input the names of its axes in `ACTIVATIONS`, None for one that is whole; a tree
       of them for a tree, or None for a tree that each device gets whole.
