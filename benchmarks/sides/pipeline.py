@@ -8,9 +8,11 @@ import pathlib
 import resource
 import sys
 import time
+from collections.abc import Callable
 from typing import Any
 
 BATCH = 8
+ROWS = 4  # of a batch of `input.py`, as of a step of `step.py`
 
 
 def arguments() -> argparse.Namespace:
@@ -21,6 +23,7 @@ def arguments() -> argparse.Namespace:
   parser.add_argument('--mode', default='')
   parser.add_argument('--processes', type=int, default=1)
   parser.add_argument('--cursor', type=pathlib.Path)
+  parser.add_argument('--batches', type=int, default=0, help='timed batches')
   return parser.parse_args()
 
 
@@ -53,6 +56,25 @@ def peak_mb() -> float:
   """The most memory that this process has had, MB of 10^6 bytes."""
   unit = 1 if sys.platform == 'darwin' else 1024
   return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 1e6
+
+
+def rate(one: Callable[[], int], count: int, packages: tuple[str, ...]) -> None:
+  """Times `count` batches after the first, which `one` makes and counts the real tokens of."""
+  one()
+  cpu, start = processors(), time.perf_counter()
+  tokens = sum(one() for _ in range(count))
+  seconds, cpu = time.perf_counter() - start, processors() - cpu
+  print(
+    json.dumps(
+      {
+        'seconds': seconds / count,
+        'cpu': cpu / count,
+        'tokens': tokens / count,
+        'peak_mb': peak_mb(),
+        'versions': {name: importlib.metadata.version(name) for name in packages},
+      }
+    )
+  )
 
 
 def report(watch: Watch, packages: tuple[str, ...], **values: Any) -> None:
