@@ -218,16 +218,18 @@ def tiny(kind):
 
 @functools.cache
 def forward(kind):
+  """The logits of a decoder, the features of an encoder: one each token."""
   model, params = tiny(kind)
+  outputs = model.apply if kind == 'decoder' else model.features
 
   @jax.jit
   def run(batch):
-    return model.features(
+    return outputs(
       params,
       batch['tokens'],
       batch['mask'],
-      positions=batch['positions'],
-      segments=batch['segments'],
+      positions=batch.get('positions'),
+      segments=batch.get('segments'),
     )
 
   return run
@@ -274,6 +276,39 @@ def test_the_loss_is_that_of_documents_alone(name):
   alone = eval_batches(examples, 4, max_length=T)
   assert data.fill(packed) > data.fill(alone)
   np.testing.assert_allclose(total(packed), total(alone), rtol=1e-5)
+
+
+@pytest.mark.parametrize('name', STRATEGIES)
+def test_every_token_has_the_loss_that_it_has_alone(name):
+  rng = np.random.default_rng(1)
+  lengths = rng.integers(2, T + 1, 24) if name != 'concat' else [5, 7, 3, 9, 8, 4, 2, 10]
+  examples = [
+    {'tokens': rng.integers(0, 50, n, dtype=np.int32), 'supervised': np.ones(n, bool)}
+    for n in lengths
+  ]
+
+  def of_each(result):
+    """Losses of the tokens of each document but its first, by its tokens."""
+    found = {}
+    for batch in result:
+      logits = np.asarray(forward('decoder')(batch), np.float64)
+      log_z = np.log(np.exp(logits[:, :-1]).sum(-1))
+      targets = batch['tokens'][:, 1:]
+      picked = np.take_along_axis(logits[:, :-1], targets[..., None], 2)[..., 0]
+      for row, numbers in enumerate(
+        batch.get('segments', batch['mask'] * batch['weight'][:, None])
+      ):
+        for number in range(1, int(numbers.max()) + 1):
+          (at,) = np.nonzero(numbers == number)
+          document = tuple(batch['tokens'][row, at].tolist())
+          found[document] = (log_z - picked)[row, at[:-1]]
+    return found
+
+  packed = of_each(eval_batches(examples, 4, max_length=T, pack=name))
+  alone = of_each(eval_batches(examples, 4, max_length=T))
+  assert set(packed) == set(alone) == {tuple(e['tokens'].tolist()) for e in examples}
+  for document, expected in alone.items():
+    np.testing.assert_allclose(packed[document], expected, rtol=1e-5, atol=1e-5)
 
 
 def test_the_loss_of_a_cut_document_is_that_of_its_blocks():
