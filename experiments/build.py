@@ -8,7 +8,7 @@ from typing import Any
 
 import optax
 
-from experiments import dataset, objective, parameters, rollouts, sources, tasks, teacher
+from experiments import dataset, objective, parameters, rollouts, sources, tasks, teacher, trace
 from experiments.keys import Config, check, count
 from jaxtune import adapt, data, interop, losses, models, optim, train
 from jaxtune.models import ModelSpec
@@ -66,6 +66,7 @@ def job(config: Config) -> Job:
     outputs = task.outputs(len(corpus.names))
     model, params = parameters.headed(config, head_key, model, params, outputs, corpus.names)
   steps = count_steps(config, corpus.train.examples)
+  trace.check(config.train.profile, steps)
   params = parameters.method(config, method_key, model, params)
   reason = parameters.obstacle(config, model, params)
   whole = interop.merge_obstacle(params)

@@ -6,7 +6,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from experiments import dataset, keys, processes, sources, tasks, workdir
+from experiments import dataset, keys, processes, sources, tasks, trace, workdir
 from experiments.build import Job
 from jaxtune import adapt, data, interop, plan, report, shard, tree
 from jaxtune.models import ModelSpec
@@ -168,6 +168,7 @@ def finish(
         'metrics.jsonl': 'every step and evaluation',
         'checkpoints/': 'the newest two steps and the best',
         'run.json': 'configuration, seed and versions',
+        **({f'{trace.FOLDER}/': 'a profile of some steps'} if traced(folder) else {}),
       },
       notes=job.corpus.remarks(),
     ),
@@ -188,3 +189,10 @@ def say(folder: pathlib.Path, sentence: str) -> None:
   print(f'\n{sentence}')
   print(f'report   {folder / "report.html"}')
   print(f'export   {folder / "export"}')
+  if traced(folder):
+    print(f'trace    {folder / trace.FOLDER} (tensorboard --logdir, or ui.perfetto.dev)')
+
+
+def traced(folder: pathlib.Path) -> bool:
+  """Whether steps of the run were profiled."""
+  return (folder / trace.FOLDER).is_dir()

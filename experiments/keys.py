@@ -8,7 +8,7 @@ from typing import Any
 from ml_collections.config_dict import ConfigDict as Config
 
 from configs import base
-from experiments import objective
+from experiments import objective, trace
 from experiments.tasks import TASKS
 from jaxtune import adapt, data
 from jaxtune.typing import InputError
@@ -101,6 +101,7 @@ def check(config: Config) -> None:
       raise InputError(f'{name} is {values[name]!r}; choose one of {choices}')
   adapt.check_options(config.method.name, config.method.options)
   objective.check(config)
+  trace.steps_of(config.train.profile)
   check_unused(config)
   if config.train.batch_size % config.train.accumulate:
     raise InputError(

@@ -5,6 +5,7 @@ The work directory holds
   run.json        the resolved configuration, seed and versions: a folder belongs to one of them
   metrics.jsonl   a line a step, a line an evaluation
   checkpoints/    to go on from, and the best
+  trace/          a profile of the steps that train.profile names
   export/         what other tools open
   report.html     what a person looks at
   result.json     the last file written: the run is finished
@@ -18,7 +19,7 @@ from typing import Any
 
 import jax
 
-from experiments import build, entry, finish, inputs, parameters, processes, workdir
+from experiments import build, entry, finish, inputs, parameters, processes, trace, workdir
 from experiments.build import Job
 from experiments.inputs import Inputs
 from experiments.keys import Config
@@ -96,6 +97,7 @@ def run(job: Job, folder: pathlib.Path) -> int:
   with (
     open_log(config, folder, resumed if restored else None) as metrics,
     processes.interruptible() as stop,
+    trace.traced(program, config.train.profile, resumed, folder / trace.FOLDER) as traced,
   ):
     if test and not processes.decided(lambda: workdir.measured(folder, 'before')):
       before = inputs.measure(given, program, program.state.trainable, 'test')
@@ -111,7 +113,7 @@ def run(job: Job, folder: pathlib.Path) -> int:
         (progress.evaluated if evaluated else progress.step)(step, values)
 
       state = train.fit(
-        program,
+        traced,
         batches,
         steps=job.steps,
         state=state,

@@ -26,8 +26,8 @@ def check(workdir: pathlib.Path, config: Config) -> None:
   differences = [
     f'{name} is {found.get(name, "missing")!r} there and {given.get(name, "missing")!r} here'
     for name in sorted({*found, *given})
-    # How a finished run will be evaluated changes nothing of the run.
-    if found.get(name) != given.get(name) and not name.startswith('evaluate.')
+    # How a finished run will be evaluated, and what is traced of it, changes nothing of the run.
+    if found.get(name) != given.get(name) and not name.startswith(('evaluate.', 'train.profile'))
   ]
   if differences:
     raise InputError(
