@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import lax
 
 from jaxtune import ops, shard
@@ -44,7 +45,7 @@ class BlockConfig:
     rope: rotary positions; None for none.
     local_rope: of the layers with a window; None for the same.
     rotated: which layers rotate; empty for all.
-    window: how far a token looks, see `ops.attention_bias`; 0 for no limit.
+    window: how far a token looks, see `ops.visible`; 0 for no limit.
     local: which layers have the window; empty for all.
     experts: of a mixture in place of the MLP; 0 for none.
     experts_per_token: that a token is sent to.
@@ -118,15 +119,18 @@ AXES = (
 )
 
 
+Seen = ops.Visible | jax.Array | None
+
+
 class View(NamedTuple):
   """What the tokens of a layer see.
 
   table: how queries and keys are rotated; None for not at all.
-  bias: see `ops.attention`; None when every token sees every other.
+  seen: see `ops.attention`; None when every token sees every other.
   """
 
   table: ops.Table | None
-  bias: jax.Array | None
+  seen: Seen
 
 
 class Memory(NamedTuple):
@@ -144,13 +148,13 @@ class Memory(NamedTuple):
 
 
 def views(
-  config: BlockConfig, positions: jax.Array, bias: Callable[[int], jax.Array | None]
+  config: BlockConfig, positions: jax.Array, visible: Callable[[int], ops.Visible | None]
 ) -> Callable[[jax.Array], View]:
-  """What a layer sees, by its number; `bias` is a function of the window."""
+  """What a layer sees, by its number; `visible` is a function of the window."""
 
   def one(rope: ops.Rope | None, window: int) -> View:
     table = None if rope is None else ops.rope_table(positions, config.head_width, rope)
-    return View(table, bias(window))
+    return View(table, visible(window))
 
   far = one(config.rope, 0)
   near = one(config.local_rope or config.rope, config.window) if config.window else far
@@ -276,13 +280,13 @@ class Attention(nn.Module):
       values = lax.dynamic_update_slice(memory.values, v.astype(memory.values.dtype)[None], at)
       memory = memory._replace(keys=keys, values=values)
       k, v = keys[memory.layer].astype(k.dtype), values[memory.layer].astype(v.dtype)
-    y = _attend(c, q, k, v, view.bias, self.causal and memory is None)
+    y = _attend(c, q, k, v, view.seen, self.causal and memory is None)
     y = y.reshape(*x.shape[:-1], c.heads * c.head_width)
     return _dense(self, 'o', y, c.width, c.o_bias), memory
 
 
 def _attend(
-  c: BlockConfig, q: jax.Array, k: jax.Array, v: jax.Array, bias: jax.Array | None, causal: bool
+  c: BlockConfig, q: jax.Array, k: jax.Array, v: jax.Array, seen: Seen, causal: bool
 ) -> jax.Array:
   """`ops.attention`, each device with its own queries and heads, and the keys of all tokens."""
   attend = functools.partial(ops.attention, scale=c.attention_scale or None, cap=c.attention_cap)
@@ -290,22 +294,33 @@ def _attend(
     # Fewer heads of keys than devices: each gets copies of those that its queries look at.
     k, v = (jnp.repeat(x, c.heads // c.kv_heads, axis=2) for x in (k, v))
   spread = shard.size('sequence') > 1
-  if causal and spread and bias is None:
-    bias = ops.attention_bias(None, None, True, q.shape[1])
+  if causal and spread and seen is None:
+    seen = ops.visible(None, None, True, q.shape[1])
 
-  def own(q: jax.Array, k: jax.Array, v: jax.Array, bias: jax.Array | None) -> jax.Array:
+  def own(q: jax.Array, k: jax.Array, v: jax.Array, seen: Seen) -> jax.Array:
     k, v = (shard.all_gather(x, 1, 'sequence') for x in (k, v))
-    return attend(q, k, v, bias, causal=causal and not spread)
+    return attend(q, k, v, seen, causal=causal and not spread)
 
   names = ('rows', 'length', 'heads', None)
-  shape = () if bias is None else bias.shape
-  cut = [
-    ('rows', *[None] * (len(shape) - 3), 'length', None)[i] if n > 1 else None
-    for i, n in enumerate(shape)
+  return shard.locally(own, (q, k, v, seen), (names, names, names, _names(seen)), names)
+
+
+def _names(seen: Seen) -> Any:
+  """The axes of what is seen: rows and queries are spread over devices, keys are not."""
+
+  def one(x: Any, *names: str | None) -> tuple[str | None, ...]:
+    return tuple(name if n > 1 else None for name, n in zip(names, np.shape(x), strict=True))
+
+  if seen is None:
+    return None
+  if not isinstance(seen, ops.Visible):
+    return one(seen, 'rows', *[None] * (seen.ndim - 3), 'length', None)
+  last = ('length', None, 'length', None, None, None)  # of each field
+  fields: list[Any] = [
+    None if x is None else one(x, *('rows', name)[: np.ndim(x)])
+    for x, name in zip(seen, last, strict=True)
   ]
-  return shard.locally(
-    own, (q, k, v, bias), (names, names, names, tuple(cut) if shape else None), names
-  )
+  return ops.Visible(*fields)
 
 
 class MLP(nn.Module):

@@ -121,11 +121,11 @@ def enter(
     positions = jnp.broadcast_to(jnp.arange(length)[None], (batch, length))
   positions = virtual.positions(before, positions)
 
-  def bias(window: int) -> jax.Array | None:
-    return virtual.attention_bias(before, mask, segments, True, length, window)
+  def visible(window: int) -> ops.Visible | None:
+    return virtual.visible(before, mask, segments, True, length, window)
 
   x = virtual.prepend(ops.take(params['embed']['tokens'], tokens), virtual.prompt(params))
-  return block.views(config, positions, bias), _embed(config, params, x, positions)
+  return block.views(config, positions, visible), _embed(config, params, x, positions)
 
 
 def _features(
@@ -190,17 +190,16 @@ def _go_on(
   real = jnp.ones((batch, length), bool) if mask is None else mask
   held = lax.dynamic_update_slice(cache.mask, real, (jnp.int32(0), cache.length))
   positions = cache.positions[:, None] + jnp.cumsum(real, axis=1, dtype=jnp.int32)
-  slots = jnp.arange(cache.mask.shape[1])
-  behind = slots[None] <= (cache.length + jnp.arange(length))[:, None]
-  # A window counts real tokens: padding may lie between a row and what it goes on from.
-  distance = positions[:, :, None] - jnp.cumsum(held, axis=1, dtype=jnp.int32)[:, None]
+  # Real tokens are counted, not slots: padding may lie between a row and what it goes on from.
+  places = jnp.cumsum(held, axis=1, dtype=jnp.int32)
 
-  def bias(window: int) -> jax.Array:
-    seen = behind[None] & held[:, None]
-    return ops.hidden(seen & (distance < window) if window else seen)
+  def visible(window: int) -> ops.Visible:
+    owner = jnp.where(held, 0, ops.NOBODY)
+    reach = ops.reach(True, window)
+    return ops.Visible(positions, places, jnp.zeros_like(positions), owner, *reach)
 
   earlier = jnp.maximum(positions - 1, 0)
-  see = block.views(config, earlier, bias)
+  see = block.views(config, earlier, visible)
 
   def layer(params: Params, state: Any, index: jax.Array, key: Key | None) -> Any:
     x, keys, values = state

@@ -211,11 +211,11 @@ def _views(
   if config.window and mask is None:
     mask = jnp.ones(
       (positions.shape[0], length), bool
-    )  # both kinds of layers then have a bias to choose from
+    )  # both kinds of layers then say what they see
   return block.views(
     config,
     positions,
-    lambda window: virtual.attention_bias(before, mask, segments, False, length, window),
+    lambda window: virtual.visible(before, mask, segments, False, length, window),
   )
 
 

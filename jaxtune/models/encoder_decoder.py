@@ -207,9 +207,10 @@ def decode(
     key: switches dropout on.
   """
   batch, length = targets.shape
-  bias = ops.attention_bias(target_mask, None, causal=True, length=length)
-  assert bias is not None
-  bias = bias[:, None] + relative_bias(params['decoder_bias'], length, config.distance, causal=True)
+  visible = ops.visible(target_mask, None, causal=True, length=length)
+  assert visible is not None
+  bias = relative_bias(params['decoder_bias'], length, config.distance, causal=True)
+  bias = bias + ops.hidden(ops.allowed(visible))[:, None]
   own = View(None, bias)
   other = View(None, None if mask is None else ops.hidden(mask)[:, None])
   source = block.lay(states)

@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
+from jaxtune import ops
 from jaxtune.models import block, stack, virtual
 from jaxtune.models.decoder import enter
 from jaxtune.models.spec import ModelSpec
@@ -50,7 +51,8 @@ def query_key_maxima(model: ModelSpec, params: Params, batch: Batch) -> dict[str
     module = block.block(c, weights, True)
     (x, _), kept = module.apply({'params': weights}, x, rows, view, mutable=['heads'])
     q, k = (kept['heads']['attn'][name][0] for name in 'qk')
-    visible = (view.bias == 0) & real[:, :, None]
+    assert isinstance(view.seen, ops.Visible)
+    visible = ops.allowed(view.seen) & real[:, :, None]
     return x, lax.map(functools.partial(_row, scale), (q, k, visible)).max(axis=0)
 
   layers = virtual.layers(params, 'decoder')

@@ -6,7 +6,6 @@ those of the text in every layer, `params['prefix']['keys']` and `['values']` `[
 they are after their norm and rotation (arXiv:2101.00190). The text's positions go on behind both.
 """
 
-import functools
 from typing import Any, NamedTuple
 
 import jax
@@ -101,15 +100,15 @@ def join_prefix(prefix: Params, k: jax.Array, v: jax.Array) -> tuple[jax.Array, 
   return join(prefix['keys'], k), join(prefix['values'], v)
 
 
-def attention_bias(
+def visible(
   before: Ahead,
   mask: jax.Array | None,
   segments: jax.Array | None,
   causal: bool,
   length: int,
   window: int = 0,
-) -> jax.Array | None:
-  """`ops.attention_bias` with virtual tokens ahead, which belong to every segment.
+) -> ops.Visible | None:
+  """`ops.visible` with virtual tokens ahead, which belong to every segment.
 
   Args:
     before: how many there are.
@@ -117,33 +116,28 @@ def attention_bias(
     segments, causal, length, window: see there. A window counts real tokens of a segment.
 
   Returns:
-    `[B or 1, P+T or 1, S]` float32 with P tokens of the prompt, and S keys: prefix, prompt, text.
+    P+T queries with P tokens of the prompt, and S keys: prefix, prompt, text; None when all see
+    all.
   """
   count = sum(before)
-  if not count:
-    return ops.attention_bias(mask, segments, causal, length, window)
-  total = count + length
-  virtual = jnp.arange(total) < count
+  whole = ops.visible(mask, segments, causal, length, window)
+  if not count or whole is None:
+    return whole
 
-  def padded(values: jax.Array, fill: Any) -> jax.Array:
+  def padded(values: jax.Array | None, fill: int) -> jax.Array | None:
+    if values is None:
+      return None
     return jnp.pad(values, ((0, 0), (count, 0)), constant_values=fill)
 
-  limits = []
-  if causal:
-    limits.append(jnp.tril(jnp.ones((1, total, total), bool)))
-  if mask is not None:
-    limits.append(padded(mask, True)[:, None, :])
-  if segments is not None:
-    own = padded(segments, -1)
-    limits.append((own[:, :, None] == own[:, None, :]) | virtual[None, None])
-  if window:
-    place = positions(Ahead(0, count), _places(mask, segments, length))
-    distance = place[:, :, None] - place[:, None, :]
-    limits.append(distance < window if causal else jnp.abs(distance) <= window)
-  if not limits:
-    return None
-  allowed = functools.reduce(jnp.logical_and, limits)
-  return ops.hidden(allowed[:, before.prefix :] if allowed.shape[1] == total else allowed)
+  ahead = 0 if segments is None else ops.EVERYBODY
+  own = padded(whole.query_segments, ahead)
+  places = positions(Ahead(0, count), _places(mask, segments, length))
+  return whole._replace(
+    queries=places[:, before.prefix :],
+    keys=places,
+    query_segments=None if own is None else own[:, before.prefix :],
+    key_segments=padded(whole.key_segments, ahead),
+  )
 
 
 def _places(mask: jax.Array | None, segments: jax.Array | None, length: int) -> jax.Array:

@@ -151,7 +151,7 @@ def _features(
 ) -> jax.Array:
   params = gathered(AXES, params, 'embed')
   batch, length = images.shape[0], 1 + config.patches
-  view = View(None, ops.attention_bias(mask, None, causal=False, length=length))
+  view = View(None, ops.visible(mask, None, causal=False, length=length))
   x = _embed(config, params['embed'], images)
   x = block.run(config, params['encoder'], x, batch, lambda index: view, key, causal=False)
   if not config.late_norm:

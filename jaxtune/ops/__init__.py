@@ -1,10 +1,11 @@
 """What a layer computes: products with weight leaves, attention, rope, norms, pooling, losses."""
 
-from jaxtune.ops.attention import attention, attention_bias, hidden
+from jaxtune.ops.attention import attention
 from jaxtune.ops.cross_entropy import CrossEntropy, chunked_cross_entropy, cross_entropy
 from jaxtune.ops.norm import layer_norm, rms_norm
 from jaxtune.ops.pool import POOLINGS, normalize, pool
 from jaxtune.ops.rope import Rope, Table, rope_table, rotate
+from jaxtune.ops.visible import EVERYBODY, NOBODY, Visible, allowed, hidden, reach, visible
 from jaxtune.ops.weight import (
   affine,
   axes,
@@ -18,13 +19,16 @@ from jaxtune.ops.weight import (
 )
 
 __all__ = [
+  'EVERYBODY',
+  'NOBODY',
   'POOLINGS',
   'CrossEntropy',
   'Rope',
   'Table',
+  'Visible',
   'affine',
+  'allowed',
   'attention',
-  'attention_bias',
   'axes',
   'chunked_cross_entropy',
   'cross_entropy',
@@ -36,10 +40,12 @@ __all__ = [
   'materialize_all',
   'normalize',
   'pool',
+  'reach',
   'rms_norm',
   'rope_table',
   'rotate',
   'scaled_bias',
   'scaled_biases',
   'take',
+  'visible',
 ]

@@ -4,57 +4,15 @@ import jax
 import jax.numpy as jnp
 from jax.ad_checkpoint import checkpoint_name
 
-
-def attention_bias(
-  mask: jax.Array | None,
-  segments: jax.Array | None,
-  causal: bool,
-  length: int,
-  window: int = 0,
-) -> jax.Array | None:
-  """What is added to the scores: 0 where a query may look, a large negative number elsewhere.
-
-  Args:
-    mask: `[B, T]` bool, real tokens; others are never looked at.
-    segments: `[B, T]` int, tokens look only at tokens of their own segment.
-    causal: whether tokens look only backwards.
-    length: `T`.
-    window: how far a token looks: at the `window` latest tokens, itself among them, when causal,
-      else at `window` tokens on either side of it; 0 for no limit.
-
-  Returns:
-    `[B or 1, T, T]` float32 (query, key), or None when every token may look at every other.
-  """
-  allowed = None
-  if causal:
-    allowed = jnp.tril(jnp.ones((1, length, length), bool))
-  if window:
-    distance = jnp.arange(length)[:, None] - jnp.arange(length)[None]
-    near = distance < window if causal else jnp.abs(distance) <= window
-    allowed = near[None] if allowed is None else allowed & near[None]
-  if mask is not None:
-    allowed = mask[:, None, :] if allowed is None else allowed & mask[:, None, :]
-  if segments is not None:
-    same = segments[:, :, None] == segments[:, None, :]
-    allowed = same if allowed is None else allowed & same
-  if allowed is None:
-    return None
-  return hidden(allowed)
-
-
-def hidden(allowed: jax.Array) -> jax.Array:
-  """0 where a query may look, a large negative number elsewhere, in float32.
-
-  Finite, so that a row that may look nowhere (padding) is uniform instead of NaN.
-  """
-  return jnp.where(allowed, 0.0, -1e30).astype(jnp.float32)
+from jaxtune.ops import chunked_attention
+from jaxtune.ops.visible import Visible, allowed, hidden, reach
 
 
 def attention(
   q: jax.Array,
   k: jax.Array,
   v: jax.Array,
-  bias: jax.Array | None = None,
+  seen: Visible | jax.Array | None = None,
   *,
   causal: bool = False,
   scale: float | None = None,
@@ -62,15 +20,17 @@ def attention(
 ) -> jax.Array:
   """`softmax(capped(scale q k^T) + bias) v`, with the softmax in float32.
 
-  The result is a 'product' to the checkpoint policy of `models.stack`.
+  The result is a 'product' to the checkpoint policies of `models.stack`. Long rows are computed in
+  blocks, in memory that is linear in the tokens, unless a bias is given as an array.
 
   Args:
     q: `[B, T, H, K]`.
     k: `[B, S, G, K]`, G divides H.
     v: `[B, S, G, K]`.
-    bias: `[B or 1, T or 1, S]` from `attention_bias`, or with a heads' axis `[B or 1, H, T, S]`.
+    seen: which keys each query looks at (`visible`), or the bias itself, `[B or 1, T or 1, S]`, or
+      with an axis of heads `[B or 1, H, T, S]`; None for all keys.
     causal: whether tokens look only backwards, those of the queries being the last T of S, so that
-      scores of later ones need not be computed; `bias` must hide them too.
+      scores of later ones need not be computed; `seen` must hide them too.
     scale: of the scores; None for `1 / sqrt(K)`.
     cap: scores are `cap * tanh(scores / cap)` (Gemma 2, arXiv:2408.00118, section 2); 0 for as they
       are.
@@ -79,16 +39,21 @@ def attention(
     `[B, T, H, K]`.
   """
   length = q.shape[1]
+  before = k.shape[1] - length
   scale = q.shape[-1] ** -0.5 if scale is None else scale
+  long = length * k.shape[1] >= chunked_attention.LONG
+  if seen is None and (causal or long):
+    places = jnp.arange(k.shape[1], dtype=jnp.int32)[None]
+    seen = Visible(places[:, before:], places, None, None, *reach(causal))
+  if long and isinstance(seen, Visible):
+    return chunked_attention.attend(q, k, v, seen, scale, cap)
+  bias = hidden(allowed(seen)) if isinstance(seen, Visible) else seen
   if not causal:
     return checkpoint_name(_attend(q, k, v, bias, scale, cap), 'product')
-  if bias is None:
-    bias = attention_bias(None, None, causal=True, length=length)
   assert bias is not None
   # Four blocks of queries, each beside the keys up to its own end, skip 3/8 of the work; more
   # blocks skip little more. Below 64 queries a block saves nothing.
   block = max(64, -(-length // 4))
-  before = k.shape[1] - length
   blocks = [slice(start, min(start + block, length)) for start in range(0, length, block)]
   parts = [
     _attend(q[:, b], k[:, :end], v[:, :end], bias[..., b, :end], scale, cap)

@@ -46,8 +46,7 @@ def oracle(q, k, v, mask, segments, causal):
 @pytest.mark.parametrize('segments', [None, SEGMENTS], ids=['one', 'packed'])
 def test_attention_is_the_oracle(groups, causal, mask, segments):
   q, k, v = inputs(groups)
-  bias = ops.attention_bias(mask, segments, causal, T)
-  got = np.asarray(ops.attention(q, k, v, bias))
+  got = np.asarray(ops.attention(q, k, v, ops.visible(mask, segments, causal, T)))
   want = oracle(q, k, v, mask, segments, causal)
   looks = ~np.isnan(want)
   assert looks.sum() >= 0.7 * looks.size
@@ -55,32 +54,32 @@ def test_attention_is_the_oracle(groups, causal, mask, segments):
   assert np.isfinite(got).all()
 
 
-def test_no_bias_when_all_may_look_everywhere():
-  assert ops.attention_bias(None, None, False, T) is None
+def test_nothing_to_say_when_all_may_look_everywhere():
+  assert ops.visible(None, None, False, T) is None
 
 
 def test_a_query_that_may_look_nowhere_is_finite_in_both_directions():
   mask = np.zeros((B, T), bool)
   mask[1] = True
-  bias = ops.attention_bias(mask, None, True, T)
+  seen = ops.visible(mask, None, True, T)
 
   def total(q, k, v):
-    return jnp.sum(ops.attention(q, k, v, bias) ** 2)
+    return jnp.sum(ops.attention(q, k, v, seen) ** 2)
 
   q, k, v = inputs(2)
   value, gradients = jax.value_and_grad(total, argnums=(0, 1, 2))(q, k, v)
   assert np.isfinite(value)
   assert all(np.isfinite(gradient).all() for gradient in gradients)
-  out = ops.attention(q, k, v, bias)
+  out = ops.attention(q, k, v, seen)
   np.testing.assert_allclose(out[0, 0, 0], v[0, :, 0].mean(axis=0), atol=1e-6)
 
 
 def test_bfloat16_stays_and_is_close():
   q, k, v = inputs(2)
-  bias = ops.attention_bias(MASK, None, True, T)
-  low = ops.attention(*(x.astype(jnp.bfloat16) for x in (q, k, v)), bias)
+  seen = ops.visible(MASK, None, True, T)
+  low = ops.attention(*(x.astype(jnp.bfloat16) for x in (q, k, v)), seen)
   assert low.dtype == jnp.bfloat16
-  np.testing.assert_allclose(low.astype(np.float32), ops.attention(q, k, v, bias), atol=0.03)
+  np.testing.assert_allclose(low.astype(np.float32), ops.attention(q, k, v, seen), atol=0.03)
 
 
 def test_skipping_the_future_by_blocks_changes_nothing():
@@ -88,10 +87,10 @@ def test_skipping_the_future_by_blocks_changes_nothing():
   length = 150  # blocks of 64, 64 and 22 queries
   q, k, v = (np.float32(rng.normal(size=(1, length, heads, K))) for heads in (H, 2, 2))
   segments = np.repeat([[1, 2, 0]], [70, 60, 20], axis=1)
-  bias = ops.attention_bias(segments > 0, segments, True, length)
+  seen = ops.visible(segments > 0, segments, True, length)
 
   def total(q, k, v, causal):
-    out = ops.attention(q, k, v, bias, causal=causal)[:, :130]  # the rest is padding
+    out = ops.attention(q, k, v, seen, causal=causal)[:, :130]  # the rest is padding
     return jnp.sum(out**2), out
 
   run = jax.jit(jax.grad(total, argnums=(0, 1, 2), has_aux=True), static_argnums=3)
@@ -103,9 +102,9 @@ def test_skipping_the_future_by_blocks_changes_nothing():
 
 def test_causal_without_a_bias_looks_only_backwards():
   q, k, v = inputs(2)
-  bias = ops.attention_bias(None, None, True, T)
+  seen = ops.visible(None, None, True, T)
   np.testing.assert_allclose(
-    ops.attention(q, k, v, causal=True), ops.attention(q, k, v, bias), atol=1e-6
+    ops.attention(q, k, v, causal=True), ops.attention(q, k, v, seen), atol=1e-6
   )
 
 
@@ -113,6 +112,7 @@ def test_keys_before_those_of_the_queries_are_seen_by_every_block():
   """Of 70 keys 67 go with the queries, in two blocks; the last query sees all of them."""
   rng = np.random.default_rng(0)
   q, k, v = (rng.normal(size=(1, n, 2, 4)).astype(np.float32) for n in (67, 70, 70))
-  bias = ops.attention_bias(None, None, causal=True, length=70)[:, 3:]
-  got = ops.attention(q, k, v, bias, causal=True)
-  np.testing.assert_allclose(got, ops.attention(q, k, v, bias), atol=1e-6)
+  seen = ops.visible(None, None, causal=True, length=70)
+  seen = seen._replace(queries=seen.queries[:, 3:])
+  got = ops.attention(q, k, v, seen, causal=True)
+  np.testing.assert_allclose(got, ops.attention(q, k, v, seen), atol=1e-6)
