@@ -103,6 +103,9 @@ def get_config() -> ml_collections.ConfigDict:
   config.optim.warmup = 0.06  # a fraction of the steps, or a count from 1 up
   config.optim.weight_decay = 0.0  # of the rules that have it
   config.optim.clip_norm = 1.0  # of the gradient; 0 for no clipping
+  # How many running means long a gradient may be, as 10; a longer one, or one that is no number, is
+  # skipped and counted. 0 for none: what is no number then ends the run.
+  config.optim.skip_spikes = 0.0
   # Decay of a running average of the weights, which is evaluated and exported in their place, as
   # 0.99 for that of about the last 100 steps; 0 for none.
   config.optim.average = 0.0
@@ -115,6 +118,11 @@ def get_config() -> ml_collections.ConfigDict:
   config.train.accumulate = 1  # micro-batches that an update is cut into
   config.train.eval_every = 0  # steps; 0 for the end only
   config.train.save_every = 0  # steps; 0 for the end only
+  config.train.keep = 2  # checkpoints to go on from; the best stays as well
+  config.train.patience = 0  # evaluations without a better one that end the run; 0 for none
+  # Steps skipped in a row after which the run goes back to the checkpoint before them, and on with
+  # the rows that come next; 0 for never.
+  config.train.rollback = 0
   config.train.log_every = 1  # steps between lines of metrics.jsonl
   config.train.profile = ''  # steps to trace, as '10-12', or '3' for so many behind the first
   config.train.remat = False  # compute activations again in the backward pass to save memory

@@ -11,13 +11,18 @@ import optax
 from experiments import dataset, objective, parameters, rollouts, sources, tasks, teacher, trace
 from experiments.keys import Config, check, count
 from jaxtune import adapt, data, interop, losses, models, optim, train
+from jaxtune.data.batch import checksum
 from jaxtune.models import ModelSpec
 from jaxtune.typing import InputError, Params
 
 
 @dataclasses.dataclass(frozen=True)
 class Job:
-  """Everything that a run needs, made from a configuration."""
+  """Everything that a run needs, made from a configuration.
+
+  `made_of` are digests of what a run cannot go on without, see `train.open_checkpoints`; the place
+  in the data knows the rows to train on.
+  """
 
   config: Config
   model: ModelSpec
@@ -29,6 +34,7 @@ class Job:
   arguments: train.Arguments | None
   steps: int
   score: Callable[[Mapping[str, float]], float]
+  made_of: Mapping[str, str]
 
 
 def job(config: Config) -> Job:
@@ -54,6 +60,7 @@ def job(config: Config) -> Job:
     tok = data.Tokenizer(encoder, data.SpecialTokens(eos=encoder.token_to_id(dataset.END_OF_TEXT)))
     model = parameters.fresh_decoder(config, encoder)
     params = model.init(model_key)
+  made_of = {'model': train.digest(params)} if config.model else {}
   task = tasks.TASKS[config.task]
   if task.base and model.task != task.base:
     raise InputError(
@@ -68,6 +75,8 @@ def job(config: Config) -> Job:
   steps = count_steps(config, corpus.train.examples)
   trace.check(config.train.profile, steps)
   params = parameters.method(config, method_key, model, params)
+  if config.method.adapter:
+    made_of['method.adapter'] = train.digest(adapt.trainable(params)[0])
   reason = parameters.obstacle(config, model, params)
   whole = interop.merge_obstacle(params)
   if whole and not config.model:
@@ -80,10 +89,12 @@ def job(config: Config) -> Job:
     note = f'The export is {kind}: {whole or reason}.'
     corpus = dataclasses.replace(corpus, notes=(*corpus.notes, note))
   rule = averaged(config, adapt.wrap_optimizer(params, optimizer(config, steps), steps))
+  rule = guarded(config, rule)
   taught = teacher.teacher(config, corpus.names, tok)
   if objective.compares(config):
     params = adapt.with_start(params)
   if taught is not None:
+    made_of['objective.teacher'] = train.digest(taught[1])
     params = adapt.with_teacher(params, taught[1])
   return Job(
     config=config,
@@ -96,6 +107,11 @@ def job(config: Config) -> Job:
     arguments=arguments(config, model),
     steps=steps,
     score=lambda metrics: metrics.get(task.score, -metrics['loss']),
+    made_of=made_of
+    | {
+      'data.valid': str(checksum(corpus.valid.examples)),
+      'data.test': str(checksum(corpus.test.examples)),
+    },
   )
 
 
@@ -131,6 +147,12 @@ def optimizer(config: Config, steps: int) -> optax.GradientTransformationExtraAr
 def averaged(config: Config, rule: optax.GradientTransformation) -> optax.GradientTransformation:
   """The rule, with an average of the weights in its state if the configuration wants one."""
   return optim.average_weights(rule, config.optim.average) if config.optim.average else rule
+
+
+def guarded(config: Config, rule: optax.GradientTransformation) -> optax.GradientTransformation:
+  """The rule, which skips broken gradients if the configuration wants that."""
+  factor = config.optim.skip_spikes
+  return optim.skip_spikes(rule, factor) if factor else rule
 
 
 def without_company(params: Params) -> adapt.Adapted:

@@ -93,7 +93,7 @@ def compare(
         found = contest.enter(config, strategy, run, corpus, log, status.update, stop)
       except KeyboardInterrupt:
         console.print('stopped; the same command goes on from there')
-        return entry.INTERRUPTED
+        return stop() or entry.INTERRUPTED
       if isinstance(found, str):
         skipped[strategy.label] = found
         console.print(f'{strategy.label}: {found}', soft_wrap=True)

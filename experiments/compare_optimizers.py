@@ -89,7 +89,8 @@ def progress(console: rich.console.Console) -> Iterator[Callable[[str, Segment],
   """Yields a function that shows which lanes are where, and ends a run that is to be interrupted.
 
   Raises:
-    KeyboardInterrupt: after the segment in which Ctrl-C came, when no program runs.
+    KeyboardInterrupt, SystemExit: after the segment in which Ctrl-C or SIGTERM came, when no
+      program runs.
   """
   with entry.interruptible() as stop, console.status('compiling') as status:
 
@@ -98,7 +99,7 @@ def progress(console: rich.console.Console) -> Iterator[Callable[[str, Segment],
       status.update(f'{label}  step {segment.step}  best loss {best:.4g}')
       if stop():
         console.print('stopped; the same command goes on from there')
-        raise KeyboardInterrupt
+        raise KeyboardInterrupt if stop() == entry.INTERRUPTED else SystemExit(stop())
 
     yield show
 

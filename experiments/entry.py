@@ -15,7 +15,8 @@ from absl import app, flags, logging
 from experiments import compilations, keys
 from jaxtune.typing import InputError
 
-INTERRUPTED = 130  # the shell's exit code of SIGINT
+INTERRUPTED = 130  # the shell's exit code of SIGINT, of a person who wants it to end
+PREEMPTED = 75  # EX_TEMPFAIL of sysexits.h, after SIGTERM: the same command goes on
 
 
 def launch(
@@ -28,6 +29,7 @@ def launch(
 
   # A script that starts a job behind itself has its jobs ignore SIGINT; a run never does.
   signal.signal(signal.SIGINT, signal.default_int_handler)
+  signal.signal(signal.SIGTERM, terminated)
 
   def guarded(arguments: list[str]) -> int | None:
     logging.set_verbosity(logging.FATAL)  # what libraries log as errors they also raise
@@ -89,20 +91,29 @@ def literal(text: str) -> Any:
     return text
 
 
+def terminated(number: int, frame: object) -> None:
+  """What SIGTERM does where there is nothing to save."""
+  print('terminated', file=sys.stderr)
+  sys.exit(PREEMPTED)
+
+
 @contextlib.contextmanager
-def interruptible() -> Iterator[Callable[[], bool]]:
-  """Yields a function that tells whether SIGINT (Ctrl-C) or SIGTERM came; a second ends at once."""
-  asked = False
+def interruptible() -> Iterator[Callable[[], int]]:
+  """Yields a function that says with which code to end, 0 for going on.
+
+  SIGINT (Ctrl-C) or SIGTERM make it so; a second one ends at once.
+  """
+  code = 0
 
   def ask(number: int, frame: object) -> None:
-    nonlocal asked
-    asked = True
+    nonlocal code
+    code = INTERRUPTED if number == signal.SIGINT else PREEMPTED
     for name in (signal.SIGINT, signal.SIGTERM):
       signal.signal(name, previous[name])
 
   previous = {name: signal.signal(name, ask) for name in (signal.SIGINT, signal.SIGTERM)}
   try:
-    yield lambda: asked
+    yield lambda: code
   finally:
     for name, handler in previous.items():
       signal.signal(name, handler)

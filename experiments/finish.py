@@ -64,12 +64,12 @@ def scores(job: Job, folder: pathlib.Path) -> dict[str, dict[str, Any]]:
   return stages
 
 
-def headline(job: Job, stages: dict[str, dict[str, Any]], step: int) -> str:
+def headline(job: Job, stages: dict[str, dict[str, Any]], step: int, last: int) -> str:
   """One sentence: what was reached."""
   task = tasks.TASKS[job.config.task]
   rows = len(job.corpus.test.examples)
   if 'after' not in stages:
-    return f'{job.steps} steps taken; no test rows were held out (data.test is 0).'
+    return f'{last} steps taken; no test rows were held out (data.test is 0).'
 
   name = task.score if task.score in stages['after'] else 'loss'
 
@@ -79,7 +79,7 @@ def headline(job: Job, stages: dict[str, dict[str, Any]], step: int) -> str:
 
   return (
     f'{name.capitalize()} on {rows:,} held-out test {task.counted} went from {shown("before")} to '
-    f'{shown("after")} (the best of {job.steps} steps is step {step}).'
+    f'{shown("after")} (the best of {last} steps is step {step}).'
   )
 
 
@@ -114,17 +114,18 @@ def finish(
   folder: pathlib.Path,
   *,
   step: int,
+  last: int,
   seconds: float,
   forecast: plan.Forecast,
 ) -> None:
-  """Exports, writes the report and the result, and says where they are."""
+  """Exports the best step, writes the report and the result, and says where they are."""
   config = job.config
   confusion, mistakes = classified(job, params)
   params = shard.gather(params)
   if not processes.first():
     return
   stages = scores(job, folder)
-  sentence = headline(job, stages, step)
+  sentence = headline(job, stages, step, last)
   trained, _ = adapt.trainable(params)
   flat = dict(keys.flatten(config))
   card = report.adapter_card(
@@ -148,7 +149,7 @@ def finish(
         'model': config.model or f'{job.model.family} from scratch',
         'method': config.method.name,
         'trained parameters': f'{tree.count(trained):,} of {tree.count(params):,}',
-        'steps': job.steps,
+        'steps': last if last == job.steps else f'{last} of {job.steps}, for want of better ones',
         'time of this start': f'{seconds:.0f} s',
       },
       scores=stages,
@@ -166,7 +167,7 @@ def finish(
       files={
         'export/': 'what other tools open',
         'metrics.jsonl': 'every step and evaluation',
-        'checkpoints/': 'the newest two steps and the best',
+        'checkpoints/': 'the newest steps and the best',
         'run.json': 'configuration, seed and versions',
         **({f'{trace.FOLDER}/': 'a profile of some steps'} if traced(folder) else {}),
       },
@@ -179,7 +180,14 @@ def finish(
   }
   workdir.write_json(
     folder / workdir.RESULT,
-    {'headline': sentence, 'step': step, 'labels': list(job.corpus.names), 'scores': plain},
+    {
+      'headline': sentence,
+      'step': step,
+      'last': last,
+      'length': workdir.length(config),
+      'labels': list(job.corpus.names),
+      'scores': plain,
+    },
   )
   say(folder, sentence)
 

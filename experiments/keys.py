@@ -32,6 +32,7 @@ LEAST = {  # the smallest value of each that makes sense
     'optim.weight_decay',
     'optim.clip_norm',
     'optim.average',
+    'optim.skip_spikes',
     'objective.kl',
     'objective.l2_sp',
     'objective.neftune',
@@ -42,6 +43,8 @@ LEAST = {  # the smallest value of each that makes sense
     'train.epochs',
     'train.eval_every',
     'train.save_every',
+    'train.patience',
+    'train.rollback',
     'train.chunk',
     'evaluate.rows',
     'evaluate.shots',
@@ -53,6 +56,7 @@ LEAST = {  # the smallest value of each that makes sense
     'rollout.updates',
     'train.batch_size',
     'train.accumulate',
+    'train.keep',
     'train.log_every',
     'eval.batch_size',
     'evaluate.new_tokens',
@@ -108,6 +112,7 @@ def check(config: Config) -> None:
       f'train.accumulate is {config.train.accumulate}, which does not divide '
       f'train.batch_size {config.train.batch_size}'
     )
+  check_trouble(config)
   if not config.data.path:
     raise InputError('data.path is empty; give a file with --config.data.path=FILE')
 
@@ -146,6 +151,23 @@ def check_unused(config: Config) -> None:
   method = config.method
   if method.select and not method.adapter and 'select' not in adapt.options_of(method.name):
     raise InputError(f'method.select is set, but {method.name} selects no weights; leave it out')
+
+
+def check_trouble(config: Config) -> None:
+  """Refuses answers to trouble that could not be given."""
+  c, factor = config.train, config.optim.skip_spikes
+  if factor and factor <= 1:
+    raise InputError(f'optim.skip_spikes is {factor}; it must be above 1, or 0 to skip nothing')
+  if c.patience and not (c.eval_every and config.data.valid):
+    raise InputError(
+      f'train.patience is {c.patience}, which counts evaluations; set train.eval_every and '
+      'data.valid'
+    )
+  if c.rollback and not (factor and c.save_every):
+    raise InputError(
+      f'train.rollback is {c.rollback}, which counts skipped steps and needs checkpoints; set '
+      'optim.skip_spikes and train.save_every'
+    )
 
 
 def check_sources(config: Config) -> None:

@@ -28,7 +28,7 @@ PROCESSES = flags.DEFINE_integer('processes', 2, 'How many.', lower_bound=1)
 DEVICES = flags.DEFINE_integer('devices', 1, 'CPU devices of each process.', lower_bound=1)
 RESTARTS = flags.DEFINE_integer('restarts', 3, 'Most restarts of all.', lower_bound=0)
 
-INTERRUPTED = 130  # as experiments.entry has it, which would import JAX
+PREEMPTED = 75  # as experiments.entry has it, which would import JAX
 LAST_WORDS = 3.0  # seconds in which the others may end by themselves when one has failed
 TERMINATION = 5.0  # seconds from SIGTERM to SIGKILL
 
@@ -47,7 +47,7 @@ def main(arguments: list[str]) -> int:
       say(f'starting all of them again, {restart} of at most {RESTARTS.value} times')
     codes = run(command, asked)
     code = next((code for code in codes if code), 0)  # of the first to fail: others follow it
-    if asked or (code >= 0 and code != INTERRUPTED):
+    if asked or (code >= 0 and code != PREEMPTED):
       break
   return 128 - code if code < 0 else code
 
@@ -62,7 +62,7 @@ def run(command: list[str], asked: list[int]) -> list[int]:
   codes: list[int] = []
 
   def failed() -> bool:
-    return any(code not in (0, INTERRUPTED) for code in codes)
+    return any(code not in (0, PREEMPTED) for code in codes)
 
   wait(running, codes, lambda: bool(asked) or failed())
   if asked:

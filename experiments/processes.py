@@ -97,7 +97,7 @@ def _said(error: BaseException) -> int:
     entry.fail(
       f'{own} has lost another one ({str(error).splitlines()[0]}); start all of them again'
     )
-    return entry.INTERRUPTED
+    return entry.PREEMPTED
   traceback.print_exception(error)
   return 1
 
@@ -205,17 +205,24 @@ def _end(error: Exception | None) -> NoReturn:
 
 
 @contextlib.contextmanager
-def interruptible() -> Iterator[Callable[[], bool]]:
+def interruptible() -> Iterator[Callable[[], int]]:
   """`entry.interruptible`, with all processes stopping at the same step, whichever is asked.
 
   What it yields is called in every step: JAX, which has taken SIGTERM for itself, tells the others,
   and all agree on one of the next calls without waiting for one another before.
   """
   if jax.process_count() == 1:
-    with entry.interruptible() as stop:
-      yield stop
+    with entry.interruptible() as alone:
+      yield alone
     return
   calls = itertools.count()
+  code = 0
+
+  def stop() -> int:
+    nonlocal code
+    if not code and multihost_utils.reached_preemption_sync_point(next(calls)):
+      code = entry.PREEMPTED
+    return code
 
   def ask(number: int, frame: object) -> None:
     signal.signal(signal.SIGINT, signal.default_int_handler)  # a second one ends at once
@@ -223,6 +230,6 @@ def interruptible() -> Iterator[Callable[[], bool]]:
 
   previous = signal.signal(signal.SIGINT, ask)
   try:
-    yield lambda: multihost_utils.reached_preemption_sync_point(next(calls))
+    yield stop
   finally:
     signal.signal(signal.SIGINT, previous)

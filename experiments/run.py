@@ -12,14 +12,12 @@ The work directory holds
 """
 
 import functools
-import os
 import pathlib
 import time
-from typing import Any
 
 import jax
 
-from experiments import build, entry, finish, inputs, parameters, processes, trace, workdir
+from experiments import build, finish, inputs, parameters, processes, trace, workdir
 from experiments.build import Job
 from experiments.inputs import Inputs
 from experiments.keys import Config
@@ -48,7 +46,7 @@ def prepare(job: Job, given: Inputs) -> train.Program:
 def open_log(config: Config, folder: pathlib.Path, step: int | None) -> report.MetricsLog:
   """The log of the run, cut back to the step it goes on from; others log to nobody."""
   if not processes.first():
-    return report.MetricsLog(pathlib.Path(os.devnull))
+    return report.MetricsLog(None)
   return report.open_metrics(
     folder,
     resume_step=step,
@@ -57,13 +55,15 @@ def open_log(config: Config, folder: pathlib.Path, step: int | None) -> report.M
   )
 
 
-def best_state(manager: Any, program: train.Program, last: train.State) -> train.State:
+def best_state(
+  manager: train.Checkpoints, program: train.Program, last: train.State
+) -> train.State:
   """The state with the best evaluation; the last one where none was better, or is whole."""
   best = train.best(manager)
   if not best or best[0] == int(last.step):
     return last
   try:
-    found = train.restore(manager, program.state, best[0])
+    found = train.restore(manager, program.state, best[:1])
   except InputError:
     print(f'the checkpoint of the best step, {best[0]}, is damaged; the last step is exported')
     return last
@@ -76,19 +76,23 @@ def run(job: Job, folder: pathlib.Path) -> int:
   config = job.config
   given = inputs.texts(job)
   given = inputs.features(job) or given
-  processes.check_alike(config, given.batches.get_state()['identity'])
+  processes.check_alike(config, {**given.batches.get_state()['identity'], **job.made_of})
   print('compiling the step', flush=True)
   program, batches = prepare(job, given), given.batches
   forecast = plan.forecast(program.compiled, program.state, program.frozen, program.batch)
-  processes.decided(
-    lambda: workdir.claim(folder, config)
-  )  # only now: a run that cannot be built leaves no trace
-  manager = train.open_checkpoints(folder / 'checkpoints')
+  # Only now: a run that cannot be built leaves no trace.
+  extends = processes.decided(lambda: workdir.claim(folder, config))
+  manager = train.open_checkpoints(
+    folder / 'checkpoints', keep=config.train.keep, made_of=job.made_of
+  )
   restored = train.restore(manager, program.state)
   state = program.state
   if restored:
     state = restored.state
-    batches.set_state(restored.cursor)
+    cursor = restored.cursor
+    if int(state.step) <= extends:  # fewer steps may have reached fewer rows, in another order
+      cursor = {**cursor, 'identity': batches.get_state()['identity']}
+    batches.set_state(cursor)
     for step in restored.damaged:
       print(f'checkpoint of step {step} is damaged; going on from an older one')
     print(f'resuming at step {int(state.step)} of {job.steps}')
@@ -107,6 +111,13 @@ def run(job: Job, folder: pathlib.Path) -> int:
       def log(line: dict[str, float]) -> None:
         values = dict(line)
         step = int(values.pop('step'))
+        if 'rollback/from' in values:
+          metrics.cut(step)
+          progress.say(
+            f'{config.train.rollback} steps in a row were skipped; going back to step {step}, and '
+            f'on with the rows after step {values["rollback/from"]:.0f}'
+          )
+          return
         evaluated = 'eval/loss' in values
         if evaluated or step % config.train.log_every == 0 or step == job.steps:
           metrics.write(step, values)
@@ -123,6 +134,9 @@ def run(job: Job, folder: pathlib.Path) -> int:
         weights=functools.partial(build.weights, config),
         eval_every=config.train.eval_every,
         save_every=config.train.save_every,
+        patience=config.train.patience,
+        rollback=config.train.rollback,
+        rollbacks=restored.note.rollbacks if restored else (0, 0),
         checkpoints=manager,
         score=job.score,
         log=log,
@@ -130,14 +144,17 @@ def run(job: Job, folder: pathlib.Path) -> int:
         roll=given.rolls['train'] if given.rolls else None,
         updates=config.rollout.updates,
       )
-    if int(state.step) < job.steps:
+    last = int(state.step)
+    if last < job.steps and stop():
+      print(f'stopped at step {last} of {job.steps}; the same command goes on from there')
+      return stop()
+    if last < job.steps:
       print(
-        f'stopped at step {int(state.step)} of {job.steps}; the same command goes on from there'
+        f'ended at step {last} of {job.steps}: {config.train.patience} evaluations were no better'
       )
-      return entry.INTERRUPTED
     state = best_state(manager, program, state)
     trained = build.weights(config, state)
-    if test and not processes.decided(lambda: workdir.measured(folder, 'test')):
+    if test:
       after = inputs.measure(given, program, trained, 'test')
       metrics.write(int(state.step), {f'test/{name}': value for name, value in after.items()})
   params = build.without_company(tree.combine(trained, program.frozen))
@@ -146,6 +163,7 @@ def run(job: Job, folder: pathlib.Path) -> int:
     params,
     folder,
     step=int(state.step),
+    last=last,
     seconds=time.time() - started,
     forecast=forecast,
   )

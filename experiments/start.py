@@ -1,6 +1,8 @@
 """What every training script does with its flags: claim the folder, build the job, run it."""
 
+import contextlib
 import pathlib
+from typing import Any
 
 from experiments import build, finish, keys, preview, processes, run, workdir
 from experiments.keys import Config
@@ -27,11 +29,19 @@ def start(config: Config, folder: str | None, *, dry_run: bool, pretrained: bool
   if not folder:
     raise InputError('--workdir is missing: the folder of this run')
   path = pathlib.Path(folder)
-  processes.decided(lambda: workdir.check(path, config))
-  done = processes.decided(lambda: workdir.result(path))
-  if done:
-    print(f'{path} holds this run, finished at step {done["step"]}; nothing to do')
-    finish.say(path, done['headline'])
-    return 0
-  job = build.job(config)
-  return run.run(job, path)
+
+  def finished() -> dict[str, Any] | None:
+    workdir.check(path, config)
+    return workdir.finished(path, config)
+
+  done = processes.decided(finished)
+  if not done:
+    with contextlib.ExitStack() as stack:
+      processes.decided(lambda: stack.enter_context(workdir.locked(path)))
+      # Again: another run may have begun, and even ended, in between.
+      done = processes.decided(finished)
+      if not done:
+        return run.run(build.job(config), path)
+  print(f'{path} holds this run, finished at step {done["step"]}; nothing to do')
+  finish.say(path, done['headline'])
+  return 0

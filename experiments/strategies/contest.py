@@ -46,7 +46,7 @@ def enter(
   corpus: dataset.Corpus,
   log: Log,
   show: Callable[[str], None],
-  stop: Callable[[], bool],
+  stop: Callable[[], int],
 ) -> Entry | str:
   """What a strategy comes to, or why this model cannot take it.
 

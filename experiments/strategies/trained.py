@@ -39,7 +39,7 @@ class Outcome(NamedTuple):
 
 class Runner(NamedTuple):
   cost: Cost
-  run: Callable[[float, int, Callable[[], bool]], Outcome | None]
+  run: Callable[[float, int, Callable[[], int]], Outcome | None]
 
 
 def runner(
@@ -88,7 +88,7 @@ def runner(
   evaluation = jax.jit(train.make_evaluation(objective))
   valid, test = (dataset.eval_batches(config, part) for part in (corpus.valid, corpus.test))
 
-  def run(rate: float, seed: int, stop: Callable[[], bool]) -> Outcome | None:
+  def run(rate: float, seed: int, stop: Callable[[], int]) -> Outcome | None:
     trainable, frozen = adapt.trainable(start(seed))
     state = train.init_state(trainable, optimizer(rate), jax.random.key(seed))
     state, frozen = jax.device_put((state, frozen), place)

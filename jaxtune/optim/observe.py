@@ -73,8 +73,8 @@ def observations(state: Any) -> dict[str, jax.Array]:
   """What `observe` and `skip_spikes` keep anywhere in an optimizer state, by name.
 
   `grad_norm/<label>`, `update_norm/<label>`, `param_norm/<label>`, `update_ratio/<label>`,
-  `spikes/skipped` and `spikes/norm`: float32 scalars (or `[lanes]` in a vmapped state), ready to
-  be metrics. The second of a name is `<name>.2`.
+  `spikes/skipped`, `spikes/in_a_row` and `spikes/norm`: float32 scalars (or `[lanes]` in a vmapped
+  state), ready to be metrics. The second of a name is `<name>.2`.
   """
   found: dict[str, jax.Array] = {}
 
@@ -93,6 +93,7 @@ def observations(state: Any) -> dict[str, jax.Array]:
             add(f'{field}/{label}', value)
       elif isinstance(x, SpikesState):
         add('spikes/skipped', x.skipped.astype(jnp.float32))
+        add('spikes/in_a_row', x.in_a_row.astype(jnp.float32))
         add('spikes/norm', x.norm)
       if is_watched(x):
         search(x.inner)

@@ -14,12 +14,14 @@ class SpikesState(NamedTuple):
   """State of `skip_spikes`.
 
   taken: int32, updates made. skipped: int32, updates not made.
+  in_a_row: int32, updates not made since the last one made.
   norm: float32, the running mean of the gradient norms of the updates made.
   inner: the state of the rule.
   """
 
   taken: jax.Array
   skipped: jax.Array
+  in_a_row: jax.Array
   norm: jax.Array
   inner: Any
 
@@ -54,8 +56,8 @@ def skip_spikes(
   inner = optax.with_extra_args_support(inner)
 
   def init(params):
-    taken, skipped = jnp.zeros((), jnp.int32), jnp.zeros((), jnp.int32)
-    return SpikesState(taken, skipped, jnp.zeros(()), inner.init(params))
+    taken, skipped, in_a_row = (jnp.zeros((), jnp.int32) for _ in range(3))
+    return SpikesState(taken, skipped, in_a_row, jnp.zeros(()), inner.init(params))
 
   def update(updates, state, params=None, **extra):
     norm = jnp.asarray(optax.tree.norm(at_least(updates)), jnp.float32)
@@ -73,6 +75,7 @@ def skip_spikes(
     return jax.tree.map(lambda u: kept(u, jnp.zeros_like(u)), new_updates), SpikesState(
       taken,
       jnp.where(good, state.skipped, optax.safe_increment(state.skipped)),
+      jnp.where(good, 0, optax.safe_increment(state.in_a_row)),
       kept(state.norm + weight * (norm - state.norm), state.norm).astype(jnp.float32),
       jax.tree.map(kept, new_inner, state.inner),
     )

@@ -20,15 +20,33 @@ FILE_NAME = 'metrics.jsonl'
 
 
 class MetricsLog:
-  """Appends to `workdir/metrics.jsonl`; made by `open_metrics`, closed by `with` or `close`."""
+  """Appends to `workdir/metrics.jsonl`; made by `open_metrics`, closed by `with` or `close`.
 
-  def __init__(self, path: pathlib.Path, events: Any = None, board: Any = None):
-    self._file = open(path, 'a', encoding='utf-8', buffering=1)  # a line is flushed as it ends
+  Without a path it writes nowhere.
+  """
+
+  def __init__(self, path: pathlib.Path | None, *, events: Any = None, board: Any = None):
+    # A line is flushed as it ends.
+    self._file = open(path, 'a', encoding='utf-8', buffering=1) if path else None
+    self._path = path
     self._events = events  # a tensorboardX.SummaryWriter
     self._board = board  # a wandb run
 
+  def cut(self, step: int) -> None:
+    """Forgets the lines of later steps, which come again; Weights & Biases cannot."""
+    if self._file is None or self._path is None:
+      return
+    self._file.close()
+    truncate_after(self._path, step)
+    self._file = open(self._path, 'a', encoding='utf-8', buffering=1)
+    if self._events:
+      self._events.close()
+      self._events = _events(self._path.parent, step)
+
   def write(self, step: int, values: Mapping[str, Any]) -> None:
     """Appends `{"step": step, **values}`; NaN and infinities, which JSON lacks, become null."""
+    if self._file is None:
+      return
     line: dict[str, Any] = {'step': int(step)}
     line |= {name: _number(value) for name, value in values.items()}
     try:
@@ -43,7 +61,8 @@ class MetricsLog:
       self._board.log(dict(values), step=line['step'])
 
   def close(self) -> None:
-    self._file.close()
+    if self._file:
+      self._file.close()
     if self._events:
       self._events.close()
     if self._board:
@@ -91,14 +110,19 @@ def open_metrics(
     replace_file(path, b'')
   elif path.exists():
     truncate_after(path, resume_step)
-  events = None
-  if installed and tensorboard is not False:
-    from tensorboardX import SummaryWriter
+  return MetricsLog(
+    path,
+    events=_events(path.parent, resume_step) if installed and tensorboard is not False else None,
+    board=_board(wandb, path.parent) if wandb else None,
+  )
 
-    # TensorBoard hides the earlier events of the steps that are about to be written again.
-    purge = 0 if resume_step is None else resume_step + 1
-    events = SummaryWriter(str(path.parent / 'tensorboard'), purge_step=purge)
-  return MetricsLog(path, events, _board(wandb, path.parent) if wandb else None)
+
+def _events(workdir: pathlib.Path, resume_step: int | None) -> Any:
+  from tensorboardX import SummaryWriter
+
+  # TensorBoard hides the earlier events of the steps that are about to be written again.
+  purge = 0 if resume_step is None else resume_step + 1
+  return SummaryWriter(str(workdir / 'tensorboard'), purge_step=purge)
 
 
 def _board(project: str, workdir: pathlib.Path) -> Any:
@@ -118,10 +142,16 @@ def _board(project: str, workdir: pathlib.Path) -> Any:
 def truncate_after(path: str | os.PathLike[str], step: int) -> None:
   """Drops the lines of later steps, and a torn last line, in one atomic replacement.
 
+  The final numbers go too, whatever their step: a run that goes on measures them again.
+
   Raises:
     InputError: a line other than the last is not a JSON object with a step.
   """
-  lines = [raw for raw, line in _lines(path) if line['step'] <= step]
+  lines = [
+    raw
+    for raw, line in _lines(path)
+    if line['step'] <= step and not any(name.startswith('test/') for name in line)
+  ]
   replace_file(path, b''.join(raw + b'\n' for raw in lines))
 
 

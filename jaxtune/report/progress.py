@@ -58,12 +58,12 @@ class Progress:
       if first_step < step < self._total:
         seconds = (now - first_time) / (step - first_step) * (self._total - step)
         text += f'  {_clock(seconds)} left'
-      self._say(f'step {step}/{self._total}  {text}')
+      self.say(f'step {step}/{self._total}  {text}')
 
   def evaluated(self, step: int, metrics: Mapping[str, float]) -> None:
     """Prints the numbers of an evaluation, above the bar if there is one."""
     numbers = '  '.join(f'{name.replace("/", " ")} {value:.4g}' for name, value in metrics.items())
-    self._say(f'step {step}/{self._total}  {numbers}')
+    self.say(f'step {step}/{self._total}  {numbers}')
 
   def _describe(self, metrics: Mapping[str, float]) -> str:
     parts = []
@@ -80,7 +80,8 @@ class Progress:
       parts.append(f'{speed:,.0f} tokens/s')
     return '  '.join(parts)
 
-  def _say(self, text: str) -> None:
+  def say(self, text: str) -> None:
+    """Prints a line, above the bar if there is one."""
     # soft_wrap: a log file has no width at which to break lines.
     self._console.print(text, markup=False, highlight=False, soft_wrap=True)
 

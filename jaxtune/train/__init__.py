@@ -1,6 +1,16 @@
 """The train step, the loop around it, evaluation, and checkpoints."""
 
-from jaxtune.train.checkpoint import Restored, best, open_checkpoints, restore, save
+from jaxtune.train.checkpoint import (
+  Checkpoints,
+  Note,
+  Restored,
+  best,
+  open_checkpoints,
+  restore,
+  save,
+  wait,
+)
+from jaxtune.train.digest import digest
 from jaxtune.train.evaluate import evaluate
 from jaxtune.train.features import (
   FeatureBatches,
@@ -21,8 +31,10 @@ from jaxtune.train.teacher import teacher_outputs
 
 __all__ = [
   'Arguments',
+  'Checkpoints',
   'FeatureBatches',
   'Lowered',
+  'Note',
   'Program',
   'Restored',
   'Reward',
@@ -31,6 +43,7 @@ __all__ = [
   'Step',
   'best',
   'cache_features',
+  'digest',
   'evaluate',
   'evaluate_rollouts',
   'exact_match',
@@ -54,4 +67,5 @@ __all__ = [
   'save',
   'teacher_outputs',
   'trains_head_alone',
+  'wait',
 ]

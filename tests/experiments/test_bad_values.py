@@ -29,6 +29,7 @@ NUMBERS = [
 ZERO_IS_A_CHOICE = {
   *('seed', 'data.valid', 'data.test', 'train.steps', 'train.epochs', 'train.eval_every'),
   *('train.save_every', 'train.chunk', 'optim.warmup', 'optim.weight_decay', 'optim.clip_norm'),
+  *('train.patience', 'train.rollback', 'optim.skip_spikes'),
   *('optim.average', 'objective.kl', 'objective.l2_sp', 'objective.neftune'),
   *('layers', 'rollout.overlong', 'rollout.kl'),
   *('evaluate.rows', 'evaluate.shots', 'evaluate.seed'),

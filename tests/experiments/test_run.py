@@ -2,12 +2,14 @@
 
 import json
 import pathlib
+import shutil
 
 import numpy as np
 import pytest
 
-from experiments import keys
-from jaxtune import report
+from experiments import inputs, keys
+from jaxtune import optim, report, train
+from jaxtune.typing import InputError
 
 
 def snapshot(folder: pathlib.Path) -> dict[str, tuple[int, bytes]]:
@@ -151,3 +153,49 @@ def test_killed_after_the_last_step_finishes_from_its_checkpoint(
   assert launch(configure(), folder) == 0
   assert trained_steps(folder) == [1, 2, 3, 4]
   assert_same_export(finished, folder)
+
+
+def test_a_finished_run_goes_on_with_more_steps(
+  finished, configure, launch, tmp_path, trained_steps, capsys, monkeypatch
+):
+  folder = shutil.copytree(finished, tmp_path / 'run')
+  longer = configure(values={'train.steps': 6})
+  before = (folder / 'metrics.jsonl').read_text().splitlines()
+  with monkeypatch.context() as patch:  # killed when it has claimed the folder, and again
+
+    def fail(*args, **kwargs):
+      raise OSError('killed')
+
+    patch.setattr(train, 'open_checkpoints', fail)
+    for _ in range(2):
+      with pytest.raises(OSError, match='killed'):
+        launch(longer, folder)
+  capsys.readouterr()
+  assert launch(longer, folder) == 0
+  assert 'resuming at step 4 of 6' in capsys.readouterr().out
+  assert trained_steps(folder) == [1, 2, 3, 4, 5, 6]
+  lines = (folder / 'metrics.jsonl').read_text().splitlines()
+  assert lines[: len(before) - 1] == before[:-1]  # but the final numbers, which come anew
+  assert [i for i, line in enumerate(lines) if 'test/' in line] == [len(lines) - 1]
+  rates = [line['learning_rate'] for line in map(json.loads, lines) if 'learning_rate' in line]
+  shape = optim.schedule('cosine', steps=6, warmup=0.06)  # goes on as that of six steps
+  np.testing.assert_allclose(rates[4:], [1e-2 * shape(4), 1e-2 * shape(5)], rtol=1e-6)
+  assert launch(longer, folder) == 0
+  assert 'nothing to do' in capsys.readouterr().out
+  with pytest.raises(InputError, match='train.steps is 6 there and 4 here'):
+    launch(configure(), folder)
+
+
+def test_early_stopping(configure, launch, tmp_path, monkeypatch, capsys, trained_steps):
+  # The score of step 2 stays the best.
+  monkeypatch.setattr(inputs, 'measure', lambda *_: {'loss': 1.0, 'accuracy': 0.5})
+  config = configure(values={'train.steps': 12, 'train.patience': 2})
+  folder = tmp_path / 'run'
+  assert launch(config, folder) == 0
+  assert 'ended at step 6 of 12: 2 evaluations were no better' in capsys.readouterr().out
+  assert trained_steps(folder) == [1, 2, 3, 4, 5, 6]
+  found = json.loads((folder / 'result.json').read_text())
+  assert found['step'] == 2 and 'the best of 6 steps' in found['headline']
+  (folder / 'result.json').unlink()  # as if killed at the end
+  assert launch(config, folder) == 0
+  assert trained_steps(folder) == [1, 2, 3, 4, 5, 6]

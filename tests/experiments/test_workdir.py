@@ -1,12 +1,42 @@
 """A work directory belongs to one configuration; what else it may hold is refused in one line."""
 
+import errno
 import json
+import os
 import shutil
+import socket
 
 import pytest
 
 from experiments import workdir
 from jaxtune import typing
+
+
+def test_two_live_runs_do_not_share_a_folder(configure, launch, tmp_path):
+  folder = tmp_path / 'run'
+  with workdir.locked(folder):
+    message = refused(launch, configure(), folder)
+    owner = f'process {os.getpid()} on {socket.gethostname()} since 2'
+    assert f'{folder} is in use by another run, {owner}' in message and '--workdir' in message
+    assert launch(configure(), None, dry_run=True) == 0
+  assert not folder.exists()
+
+
+def test_the_lock_of_a_dead_run_is_taken_over(tmp_path):
+  (tmp_path / workdir.LOCK).write_text('process 1 on elsewhere since 2999-01-01T00:00:00+00:00')
+  with workdir.locked(tmp_path):
+    assert str(os.getpid()) in (tmp_path / workdir.LOCK).read_text()
+  assert not (tmp_path / workdir.LOCK).exists()
+
+
+def test_a_file_system_without_locks_is_told(tmp_path, monkeypatch, capsys):
+  def flock(file, operation):
+    raise OSError(errno.ENOTSUP, 'Operation not supported')
+
+  monkeypatch.setattr(workdir.fcntl, 'flock', flock)
+  with workdir.locked(tmp_path / 'run'):
+    pass
+  assert 'cannot be locked (Operation not supported)' in capsys.readouterr().out
 
 
 @pytest.fixture
@@ -28,11 +58,11 @@ def refused(launch, config, folder):
 
 
 def test_another_configuration_is_refused_and_shown(finished, configure, launch):
-  config = configure(values={'optim.lr': 0.5, 'train.steps': 9})
+  config = configure(values={'optim.lr': 0.5, 'train.steps': 3})
   message = refused(launch, config, finished)
   assert str(finished) in message and '--workdir' in message
   assert 'optim.lr is 0.01 there and 0.5 here' in message
-  assert 'train.steps is 4 there and 9 here' in message
+  assert 'train.steps is 4 there and 3 here' in message
   assert 'seed' not in message
 
 

@@ -77,7 +77,8 @@ def test_found_anywhere_and_in_one_another():
   bad = jax.tree.map(lambda x: x * jnp.nan, params)
   _, state = tx.update(bad, tx.init(params), params)
   found = observations({'lost': [state]})
-  assert list(found)[:2] == ['spikes/skipped', 'spikes/norm'] and len(found) == 6
+  assert list(found)[:3] == ['spikes/skipped', 'spikes/in_a_row', 'spikes/norm']
+  assert len(found) == 7
   assert int(found['spikes/skipped']) == 1
   assert observations(optax.adam(1e-3).init(params)) == {}
 

@@ -72,8 +72,11 @@ def test_skipped_steps_are_as_if_they_had_not_been(values):
   for n, good in zip(values, which, strict=True):
     carry = stepper()(*carry, gradient(n))
     clean = stepper()(*clean, gradient(n)) if good else clean
-  assert_equal(carry, (clean[0], clean[1]._replace(skipped=carry[1].skipped)))
+  assert_equal(
+    carry, (clean[0], clean[1]._replace(skipped=carry[1].skipped, in_a_row=carry[1].in_a_row))
+  )
   assert int(carry[1].skipped) == which.count(False)
+  assert int(carry[1].in_a_row) == [*which[::-1], True].index(True)
   assert int(carry[1].taken) == which.count(True)
   np.testing.assert_allclose(carry[1].norm, mean, rtol=1e-5)
   assert all(np.all(np.isfinite(x)) for x in jax.tree.leaves(carry))

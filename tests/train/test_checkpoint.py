@@ -1,10 +1,12 @@
 """Checkpoints come back bit by bit, prove themselves whole, and give way to an older one."""
 
 import pathlib
+import time
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 
 from jaxtune import optim, train
@@ -24,6 +26,11 @@ def at(state, step):
   return state._replace(step=jnp.int32(step))
 
 
+def save(checkpoints, *args, **options):
+  train.save(checkpoints, *args, **options)
+  train.wait(checkpoints)
+
+
 def data_files(folder: pathlib.Path):
   return sorted(p for p in (folder / 'state').rglob('*') if p.is_file() and p.stat().st_size)
 
@@ -38,7 +45,7 @@ def assert_same(a, b):
 
 def test_round_trip_is_exact(tmp_path, state):
   state = state._replace(trainable={**state.trainable, 'low': jnp.float32(0.1).astype('bfloat16')})
-  train.save(train.open_checkpoints(tmp_path), at(state, 3), {'cursor': {'next': 7}}, None)
+  save(train.open_checkpoints(tmp_path), at(state, 3), {'cursor': {'next': 7}}, None)
   shapes = jax.eval_shape(lambda: state)
   restored = train.restore(train.open_checkpoints(tmp_path), shapes)
   assert_same(restored.state, at(state, 3))
@@ -47,19 +54,19 @@ def test_round_trip_is_exact(tmp_path, state):
 
 
 def test_nothing_to_restore(tmp_path, state):
-  manager = train.open_checkpoints(tmp_path)
-  assert train.restore(manager, state) is None
-  assert train.best(manager) is None
+  checkpoints = train.open_checkpoints(tmp_path)
+  assert train.restore(checkpoints, state) is None
+  assert train.best(checkpoints) is None
 
 
 def test_newest_two_and_the_best_are_kept(tmp_path, state):
-  manager = train.open_checkpoints(tmp_path)
+  checkpoints = train.open_checkpoints(tmp_path)
   for step, score in ((1, 0.2), (2, 0.9), (3, None), (4, 0.5), (5, 0.4), (6, None)):
-    train.save(manager, at(state, step), {}, score)
-  manager = train.open_checkpoints(tmp_path)
-  assert sorted(manager.all_steps()) == [2, 5, 6]
-  assert train.best(manager) == (2, 0.9)
-  assert int(train.restore(manager, state, 2).state.step) == 2
+    save(checkpoints, at(state, step), {}, score)
+  checkpoints = train.open_checkpoints(tmp_path)
+  assert checkpoints.steps == [2, 5, 6]
+  assert train.best(checkpoints) == (2, 0.9)
+  assert int(train.restore(checkpoints, state, [2]).state.step) == 2
 
 
 def damage_cut(path):
@@ -78,60 +85,96 @@ def damage_remove(path):
 
 @pytest.mark.parametrize('damage', [damage_cut, damage_flip, damage_remove])
 def test_damaged_checkpoint_gives_way_to_the_one_before(tmp_path, state, damage):
-  manager = train.open_checkpoints(tmp_path)
+  checkpoints = train.open_checkpoints(tmp_path)
   for step in (1, 2):
-    train.save(manager, at(state, step), {'at': step}, None)
+    save(checkpoints, at(state, step), {'at': step}, None)
   damage(max(data_files(tmp_path / '2'), key=lambda p: p.stat().st_size))
-  manager = train.open_checkpoints(tmp_path)
-  restored = train.restore(manager, state)
+  checkpoints = train.open_checkpoints(tmp_path)
+  restored = train.restore(checkpoints, state)
   assert (int(restored.state.step), restored.cursor, restored.damaged) == (1, {'at': 1}, (2,))
-  assert 2 not in manager.all_steps()  # so that step 2 can be saved again
-  train.save(manager, at(state, 2), {'at': 2}, None)
+  assert 2 not in checkpoints.steps  # so that step 2 can be saved again
+  save(checkpoints, at(state, 2), {'at': 2}, None)
   assert int(train.restore(train.open_checkpoints(tmp_path), state).state.step) == 2
 
 
 def test_all_damaged_is_one_clear_line(tmp_path, state):
-  manager = train.open_checkpoints(tmp_path)
-  train.save(manager, at(state, 1), {}, None)
+  checkpoints = train.open_checkpoints(tmp_path)
+  save(checkpoints, at(state, 1), {}, None)
   damage_cut(tmp_path / '1' / checkpoint.DIGESTS)
   with pytest.raises(InputError, match=r'steps 1 are all damaged.*remove the folder'):
     train.restore(train.open_checkpoints(tmp_path), state)
 
 
-def test_no_room_is_one_clear_line(tmp_path, state, monkeypatch):
-  manager = train.open_checkpoints(tmp_path)
+@pytest.mark.parametrize('when', ['begins', 'goes on'])
+def test_no_room_is_one_clear_line(tmp_path, state, monkeypatch, when):
+  checkpoints = train.open_checkpoints(tmp_path)
+  save(checkpoints, at(state, 1), {}, None)
+  with monkeypatch.context() as patch:
+
+    def full(*args, **kwargs):
+      raise ValueError('RESOURCE_EXHAUSTED: No space left on device\nmore')
+
+    patch.setattr(
+      *((checkpoints.manager, 'save') if when == 'begins' else (checkpoint, '_digests')), full
+    )
+    with pytest.raises(
+      InputError, match='/2: the checkpoint cannot.*No space left on device.; make room'
+    ):
+      save(checkpoints, at(state, 2), {}, None)
+  checkpoints = train.open_checkpoints(tmp_path)
+  assert checkpoints.steps == [1]
+  assert int(train.restore(checkpoints, state).state.step) == 1
+
+
+def test_what_fails_behind_the_steps_is_told_at_the_next_of_them(tmp_path, tiny, monkeypatch):
+  program = train.prepare(tiny.model, tiny.params, tiny.objective, tiny.optimizer(), tiny.batches())
+  logged = []
 
   def full(*args, **kwargs):
-    raise ValueError('RESOURCE_EXHAUSTED: No space left on device\nmore')
+    raise OSError(28, 'No space left on device')
 
-  monkeypatch.setattr(manager, 'save', full)
-  with pytest.raises(InputError, match='No space left on device.; make room'):
-    train.save(manager, at(state, 1), {}, None)
+  monkeypatch.setattr(checkpoint, '_digests', full)
+  checkpoints = train.open_checkpoints(tmp_path)
+
+  def log(line):
+    logged.append(line['step'])
+    while checkpoints.manager.is_saving_in_progress():
+      time.sleep(0.001)
+
+  with pytest.raises(InputError, match='/4: the checkpoint cannot be written.*No space left'):
+    train.fit(program, tiny.batches(), steps=9, save_every=4, checkpoints=checkpoints, log=log)
+  assert logged == [1, 2, 3, 4, 5]
 
 
-def test_a_first_save_that_never_ended_is_forgotten(tmp_path, state):
-  manager = train.open_checkpoints(tmp_path)
-  train.save(manager, at(state, 1), {}, None)
-  (tmp_path / '1' / checkpoint.DIGESTS).unlink()  # killed between the checkpoint and its proof
-  manager = train.open_checkpoints(tmp_path)
-  assert train.restore(manager, state) is None
-  assert list(manager.all_steps()) == []
+def test_what_is_written_is_not_what_later_steps_make_of_it(tmp_path):
+  # The CPU's arrays are written from where they lie, which a donated step would write over.
+  step = jax.jit(lambda s: jax.tree.map(lambda x: x + 1 if x.ndim else x, s), donate_argnums=0)
+  rule = optax.sgd(0.1, momentum=0.9)
+  state = train.init_state({'w': jnp.zeros((1 << 22,))}, rule, jax.random.key(0))
+  checkpoints = train.open_checkpoints(tmp_path)
+  like = checkpoint.shapes(state)
+  train.save(checkpoints, state, {}, None)
+  for _ in range(20):
+    state = step(state)
+  assert float(state.trainable['w'][-1]) == 20
+  found = train.restore(checkpoints, like).state
+  assert not np.any(found.trainable['w']) and not np.any(found.opt[0].trace['w'])
 
 
 def test_too_little_room_is_told_before_anything_is_written(tmp_path, state, monkeypatch):
-  manager = train.open_checkpoints(tmp_path)
+  checkpoints = train.open_checkpoints(tmp_path)
   usage = checkpoint.shutil.disk_usage(tmp_path)._replace(free=1000)
   monkeypatch.setattr(checkpoint.shutil, 'disk_usage', lambda folder: usage)
   with pytest.raises(InputError, match=r'needs 1\.\d MiB, and 0\.0 MiB are free; make room'):
-    train.save(manager, at(state, 1), {}, None)
-  assert list(tmp_path.iterdir()) == []
+    save(checkpoints, at(state, 1), {}, None)
+  assert checkpoints.steps == [] and list(tmp_path.iterdir()) == []
 
 
 def test_a_checkpoint_of_another_rule_is_one_clear_line(tmp_path, tiny):
   def state(name, trainable):
     return train.init_state(trainable, optim.create(name, 1e-2), jax.random.key(0))
 
-  train.save(train.open_checkpoints(tmp_path), state('sgd', tiny.trainable), {}, None)
+  save(train.open_checkpoints(tmp_path), state('sgd', tiny.trainable), {}, None)
   with pytest.raises(InputError) as error:
     train.restore(train.open_checkpoints(tmp_path), state('adamw', tiny.trainable))
   line = str(error.value)

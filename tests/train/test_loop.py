@@ -64,9 +64,9 @@ def test_stopped_and_resumed_is_bitwise_the_run_never_stopped(tiny, prepared, tm
 
   straight = train.fit(program(), tiny.batches(), steps=7)
   asked = iter([False, False, True])
-  manager = train.open_checkpoints(tmp_path)
+  checkpoints = train.open_checkpoints(tmp_path)
   stopped = train.fit(
-    program(), tiny.batches(), steps=7, checkpoints=manager, stop=lambda: next(asked)
+    program(), tiny.batches(), steps=7, checkpoints=checkpoints, stop=lambda: next(asked)
   )
   assert int(stopped.step) == 3
   batches = tiny.batches()
@@ -83,7 +83,7 @@ def test_stopped_and_resumed_is_bitwise_the_run_never_stopped(tiny, prepared, tm
 
 def test_best_evaluation_is_saved_even_between_saves(tiny, program, tmp_path):
   scores = iter([0.1, 0.9, 0.3, 0.2])
-  manager = train.open_checkpoints(tmp_path)
+  checkpoints = train.open_checkpoints(tmp_path)
   train.fit(
     program,
     tiny.batches(),
@@ -91,11 +91,11 @@ def test_best_evaluation_is_saved_even_between_saves(tiny, program, tmp_path):
     evaluate=lambda trainable: {'loss': 0.0},
     eval_every=2,
     save_every=5,
-    checkpoints=manager,
+    checkpoints=checkpoints,
     score=lambda metrics: next(scores),
   )
-  assert train.best(manager) == (4, 0.9)
-  assert sorted(manager.all_steps()) == [4, 5, 8]
+  assert train.best(checkpoints) == (4, 0.9)
+  assert checkpoints.steps == [4, 5, 8]
 
 
 def test_nan_stops_and_keeps_the_last_good_checkpoint(tmp_path):
@@ -125,9 +125,9 @@ def test_nan_stops_and_keeps_the_last_good_checkpoint(tmp_path):
 
   adapted = adapt.full(jax.random.key(0), {'w': jnp.ones(2)})
   program = train.prepare(Model(), adapted, objective, optax.sgd(0.1), Rows())
-  manager = train.open_checkpoints(tmp_path)
+  checkpoints = train.open_checkpoints(tmp_path)
   with pytest.raises(InputError, match=r'loss is nan at step 5.*checkpoint is that of step 4'):
-    train.fit(program, Rows(), steps=10, save_every=1, checkpoints=manager)
+    train.fit(program, Rows(), steps=10, save_every=1, checkpoints=checkpoints)
   restored = train.restore(train.open_checkpoints(tmp_path), program.state)
   assert int(restored.state.step) == 4
   assert np.isfinite(restored.state.trainable['w']).all()
