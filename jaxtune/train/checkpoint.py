@@ -21,7 +21,7 @@ from jaxtune.train.state import State
 from jaxtune.typing import InputError
 
 DIGESTS = 'digests.json'
-_LATER = (DIGESTS, '_CHECKPOINT_METADATA')  # written when the other files are proved
+_LATER = (DIGESTS, '_CHECKPOINT_METADATA')  # written when the other files have been read
 _SLACK = 1 << 20  # bytes, for the files that Orbax adds
 
 
