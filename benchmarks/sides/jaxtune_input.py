@@ -38,7 +38,7 @@ def main() -> None:
     jax.block_until_ready(shard.place_batch(mesh, batch))
     return int(batch['mask'].sum())
 
-  pipeline.rate(one, options.batches, PACKAGES)
+  pipeline.rate(one, options.batches, PACKAGES, options.mode == 'stream')
 
 
 if __name__ == '__main__':

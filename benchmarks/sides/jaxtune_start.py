@@ -17,12 +17,14 @@ def main() -> None:
   parser.add_argument('--called', type=float, required=True, help='time.time() before this process')
   options = parser.parse_args()
   seconds = {'interpreter': BEGAN - options.called}
-  last = BEGAN
+  cpu = {'interpreter': time.process_time()}
+  last, spent = BEGAN, cpu['interpreter']
 
   def done(phase: str) -> None:
-    nonlocal last
-    now = time.time()
-    seconds[phase], last = now - last, now
+    nonlocal last, spent
+    now, used = time.time(), time.process_time()
+    seconds[phase], cpu[phase] = now - last, used - spent
+    last, spent = now, used
 
   import experiments.finetune  # noqa: F401
 
@@ -54,6 +56,7 @@ def main() -> None:
     json.dumps(
       {
         'seconds': seconds,
+        'cpu': cpu,
         'compiled': events['cache_misses'],
         'found': events['cache_hits'],
         'tracing': inside['jaxpr_trace_duration'] + inside['jaxpr_to_mlir_module_duration'],

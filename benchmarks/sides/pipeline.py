@@ -58,9 +58,15 @@ def peak_mb() -> float:
   return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 1e6
 
 
-def rate(one: Callable[[], int], count: int, packages: tuple[str, ...]) -> None:
-  """Times `count` batches after the first, which `one` makes and counts the real tokens of."""
-  one()
+def rate(
+  one: Callable[[], int], count: int, packages: tuple[str, ...], stream: bool = False
+) -> None:
+  """Times `count` batches, which `one` makes and counts the real tokens of.
+
+  The first is not among them, but of a stream: with it a window of rows is tokenized.
+  """
+  if not stream:
+    one()
   cpu, start = processors(), time.perf_counter()
   tokens = sum(one() for _ in range(count))
   seconds, cpu = time.perf_counter() - start, processors() - cpu

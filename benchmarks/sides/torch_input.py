@@ -54,7 +54,7 @@ def main() -> None:
       return int(batch['attention_mask'].sum())
     return batch['input_ids'].numel()
 
-  pipeline.rate(one, options.batches, ('torch', 'trl', 'datasets'))
+  pipeline.rate(one, options.batches, ('torch', 'trl', 'datasets'), stream)
 
 
 if __name__ == '__main__':
