@@ -6,24 +6,18 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
-import numpy as np
 
 from jaxtune import optim, tree
 from jaxtune.train import checkpoint
+from jaxtune.train.ahead import Ahead, tokens_of
 from jaxtune.train.checkpoint import Checkpoints
 from jaxtune.train.program import Program
 from jaxtune.train.rollback import go_back
 from jaxtune.train.rollout import Roll
 from jaxtune.train.state import State
-from jaxtune.typing import Batch, InputError, Params
+from jaxtune.typing import InputError, Params
 
 Line = dict[str, float]  # 'step' and the metrics of that step
-
-
-def tokens_of(batch: Batch) -> int:
-  """The real tokens of a host batch, in all its parts."""
-  parts = [tokens_of(part) for part in batch.values() if isinstance(part, Mapping)]
-  return int(np.sum(batch.get('mask', 0))) + sum(parts)
 
 
 def fit(
@@ -96,6 +90,7 @@ def fit(
   best = checkpoint.best(checkpoints) if checkpoints else None
   pending: tuple[int, Any, Mapping[str, float], int] | None = None
   rolled: Mapping[str, float] = {}
+  ahead = Ahead(batches, program.place)
   clock = time.perf_counter()
 
   def require_finite(name: str, value: float, number: int) -> None:
@@ -136,12 +131,16 @@ def fit(
     while number < steps and not spent():
       number += 1
       if (number - 1) % updates == 0:
-        batch = next(batches)
-        if roll is not None:
+        if roll is None:
+          batch, tokens = next(ahead)
+        else:
           params = tree.combine(state.trainable, program.frozen)
-          batch, rolled = roll(params, number - 1, batch)
+          made, rolled = roll(params, number - 1, next(batches))
           del params  # the step donates them
-      state, metrics = program.step(state, program.frozen, program.place(batch))
+          batch, tokens = program.place(made), tokens_of(made)
+      state, metrics = program.step(state, program.frozen, batch)
+      if roll is None and number < steps:
+        ahead.look()  # while the devices are at this step
       flush()  # of the step before: reading it waits no longer than this step's start
       if checkpoints:
         checkpoint.check(checkpoints)
@@ -156,7 +155,7 @@ def fit(
           log({'step': number, 'rollback/from': last, 'rollbacks': rollbacks[0]})
           clock = time.perf_counter()
           continue
-      pending = (number, metrics, rolled, tokens_of(batch))
+      pending = (number, metrics, rolled, tokens)
       end, stopped = number == steps, number % updates == 0 and stop()
       due = end or (eval_every and number % eval_every == 0)
       save = end or (save_every and number % save_every == 0)
@@ -179,7 +178,7 @@ def fit(
         checkpoint.save(
           checkpoints,
           state,
-          batches.get_state(),
+          ahead.get_state(),
           value if regular else None,
           regular=regular,
           rollbacks=rollbacks,
@@ -187,6 +186,7 @@ def fit(
       clock = time.perf_counter()  # evaluation and saving do not count as training time
       if stopped:
         break
+    ahead.close()
   finally:  # a process that ends on an error would cut off what is being written
     if checkpoints:
       checkpoint.wait(checkpoints)

@@ -1,9 +1,11 @@
 """A batch that is made ahead changes nothing but when it is made."""
 
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 
-from jaxtune import data
+from jaxtune import data, train
 from jaxtune.train.ahead import Ahead, tokens_of
 from jaxtune.typing import InputError
 
@@ -54,3 +56,55 @@ def test_an_error_comes_with_the_batch_that_it_is_of():
     ahead.look()
   with pytest.raises(InputError, match='no place'):
     next(ahead)
+
+
+def test_the_loop_makes_a_batch_after_the_step_before_and_reads_metrics_after_both():
+  events = []
+
+  class Stream:
+    number = 0
+
+    def __next__(self):
+      self.number += 1
+      events.append(f'make {self.number}')
+      return {'mask': np.ones((2, 3), bool), 'number': self.number}
+
+    def get_state(self):
+      return self.number
+
+    def set_state(self, number):
+      self.number = number
+
+  def step(state, frozen, batch):
+    events.append(f'step {batch["number"]}')
+    return state._replace(step=state.step + 1), {'loss': 0.0, 'grad_norm': 0.0}
+
+  program = SimpleNamespace(step=step, frozen=None, place=lambda batch: batch)
+  state = train.State(trainable=None, opt=None, step=0, key=None)
+  stream = Stream()
+
+  def run(state, steps, **options):
+    return train.fit(
+      program,
+      stream,
+      steps=steps,
+      state=state,
+      log=lambda line: events.append(f'log {line["step"]}'),
+      **options,
+    )
+
+  state = run(state, 3)
+  assert events == [
+    'make 1',
+    'step 1',
+    'make 2',
+    'step 2',
+    'make 3',
+    'log 1',
+    'step 3',
+    'log 2',
+    'log 3',
+  ]
+  assert stream.number == 3
+  run(state, 9, stop=lambda: True)  # after step 4, when 5 is made
+  assert events[9:] == ['make 4', 'step 4', 'make 5', 'log 4'] and stream.number == 4
