@@ -1,5 +1,6 @@
-"""What a run will need, from the compiler, before the first step."""
+"""What a compiled step needs, before it runs."""
 
+from jaxtune.plan.collectives import Collective, collectives, total_bytes
 from jaxtune.plan.forecast import Forecast, forecast
 
-__all__ = ['Forecast', 'forecast']
+__all__ = ['Collective', 'Forecast', 'collectives', 'forecast', 'total_bytes']
