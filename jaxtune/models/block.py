@@ -290,7 +290,8 @@ def _attend(
 ) -> jax.Array:
   """`ops.attention`, each device with its own queries and heads, and the keys of all tokens."""
   attend = functools.partial(ops.attention, scale=c.attention_scale or None, cap=c.attention_cap)
-  if shard.size('tensor') > 1 and k.shape[2] % shard.size('tensor'):
+  whole = c.heads % shard.size('tensor') > 0  # which `mesh.replicate` has allowed
+  if not whole and c.kv_heads % shard.size('tensor'):
     # Fewer heads of keys than devices: each gets copies of those that its queries look at.
     k, v = (jnp.repeat(x, c.heads // c.kv_heads, axis=2) for x in (k, v))
   spread = shard.size('sequence') > 1
@@ -301,7 +302,7 @@ def _attend(
     k, v = (shard.all_gather(x, 1, 'sequence') for x in (k, v))
     return attend(q, k, v, seen, causal=causal and not spread)
 
-  names = ('rows', 'length', 'heads', None)
+  names = ('rows', 'length', None if whole else 'heads', None)
   return shard.locally(own, (q, k, v, seen), (names, names, names, _names(seen)), names)
 
 

@@ -17,6 +17,7 @@ _CALLED = re.compile(
   r'\{?%?([\w.\-]+(?:, ?%[\w.\-]+)*)'
 )
 _TRIPS = re.compile(r'"known_trip_count":\{"n":"(\d+)"')
+_CONDITION = re.compile(r'condition=%?([\w.\-]+)')
 _CHANNEL = re.compile(r'channel_id=(\d+)')
 
 
@@ -48,10 +49,10 @@ def collectives(compiled: Any) -> list[Collective]:
   def visit(name: str, count: int) -> None:
     times[name] += count
     for line in computations.get(name, ()):
-      trips = _TRIPS.search(line)
+      trips = _trips(line, computations)
       for called in _CALLED.findall(line):
         for part in re.split(r', ?', called):
-          visit(part.removeprefix('%'), count * int(trips[1]) if trips else count)
+          visit(part.removeprefix('%'), count * trips)
 
   visit(entry, 1)
   found: dict[Any, Collective] = {}
@@ -86,6 +87,17 @@ def _computations(text: str) -> tuple[dict[str, list[str]], str]:
     elif current:
       computations[current].append(line)
   return computations, entry
+
+
+def _trips(line: str, computations: dict[str, list[str]]) -> int:
+  """How often what a line calls is run: of a loop, as its line says, or as its condition compares
+  with (a TPU's compiler says nothing)."""
+  known = _TRIPS.search(line)
+  condition = _CONDITION.search(line)
+  if known or not condition:
+    return int(known[1]) if known else 1
+  bounds = re.findall(r's32\[\]\S* constant\((\d+)\)', '\n'.join(computations[condition[1]]))
+  return int(bounds[0]) if len(bounds) == 1 else 1
 
 
 def _operations(line: str) -> Iterator[tuple[str, int]]:
