@@ -121,6 +121,7 @@ def finish(
   """Exports the best step, writes the report and the result, and says where they are."""
   config = job.config
   confusion, mistakes = classified(job, params)
+  placement = shard.placement(params)
   params = shard.gather(params)
   if not processes.first():
     return
@@ -159,6 +160,7 @@ def finish(
       config=flat,
       overridden=keys.overridden(config),
       routing=tree.routing(job.params.rules, params),
+      placement=placement,
       memory={
         **{f'forecast: {name}': value for name, value in forecast._asdict().items()},
         'measured peak of the process': report.peak_rss(),

@@ -1,8 +1,10 @@
 """A dry run: what would be trained, on what, and how much memory it takes."""
 
+import jax
+
 from experiments import inputs, keys, run
 from experiments.build import Job
-from jaxtune import data, plan, tree
+from jaxtune import data, plan, shard, tree
 
 
 def preview(job: Job) -> int:
@@ -17,6 +19,10 @@ def preview(job: Job) -> int:
     print(note)
   given = inputs.texts(job)
   program, batch = run.prepare(job, given), next(given.batches)
+  if jax.device_count() > 1:
+    params = tree.combine(program.state.trainable, program.frozen)
+    print(f'\non {jax.device_count()} devices:')
+    print(shard.format_placement(shard.placement(params)))
   shapes = keys.flatten(batch)
   print('\nbatch: ' + ', '.join(f'{k} {v.dtype}{list(v.shape)}' for k, v in shapes))
   print(data.preview(batch, job.tok.encoder, names=job.corpus.names or None))

@@ -16,5 +16,6 @@ from jaxtune.report.metrics import MetricsLog as MetricsLog
 from jaxtune.report.metrics import open_metrics as open_metrics
 from jaxtune.report.metrics import read_metrics as read_metrics
 from jaxtune.report.metrics import truncate_after as truncate_after
+from jaxtune.report.placement import draw_placement as draw_placement
 from jaxtune.report.plot import curves as curves
 from jaxtune.report.progress import Progress as Progress

@@ -13,6 +13,7 @@ import markupsafe
 
 from jaxtune.report.files import replace_file
 from jaxtune.report.interval import Interval
+from jaxtune.report.placement import placement_svg
 from jaxtune.report.plot import curves_svg
 from jaxtune.tree import Route
 
@@ -50,6 +51,7 @@ class Report:
     config: the resolved configuration, nested or with dotted keys.
     overridden: dotted keys that differ from their default; they are marked.
     routing: rows of `tree.routing`; the value says whether the parameter is trained.
+    placement: rows of `shard.placement`, drawn where any is cut.
     memory: what (forecast, measured peak) -> bytes.
     environment: `versions()`.
     files: path as shown -> what the file is.
@@ -66,6 +68,7 @@ class Report:
   config: Mapping[str, Any] = dataclasses.field(default_factory=dict)
   overridden: Collection[str] = ()
   routing: Sequence[Route] = ()
+  placement: Sequence[Any] = ()
   memory: Mapping[str, int] = dataclasses.field(default_factory=dict)
   environment: Mapping[str, str] = dataclasses.field(default_factory=dict)
   files: Mapping[str, str] = dataclasses.field(default_factory=dict)
@@ -93,6 +96,7 @@ def render(report: Report) -> str:
     is_interval=lambda score: isinstance(score, Interval),
     curves=markupsafe.Markup(curves_svg(report.metrics)),
     groups=_groups(report.config),
+    placement=markupsafe.Markup(placement_svg(report.placement)),
     routes=list(zip(report.routing, sizes, strict=True)),
     parameters=sum(sizes),
     trained=trained,

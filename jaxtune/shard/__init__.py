@@ -19,16 +19,19 @@ from jaxtune.shard.place import (
   replicated,
   state_shardings,
 )
+from jaxtune.shard.placement import Placed, format_placement, placement
 from jaxtune.shard.processes import every, gather, put
 
 __all__ = [
   'AXES',
   'PARAMETERS',
   'ROWS',
+  'Placed',
   'batch_sharding',
   'all_gather',
   'constrain',
   'every',
+  'format_placement',
   'gather',
   'gathered',
   'index',
@@ -36,6 +39,7 @@ __all__ = [
   'mesh',
   'param_shardings',
   'place_batch',
+  'placement',
   'put',
   'reduce_scatter',
   'replicated',
