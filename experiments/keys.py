@@ -113,6 +113,12 @@ def check(config: Config) -> None:
       f'train.batch_size {config.train.batch_size}'
     )
   check_trouble(config)
+  parts, length = config.mesh.sequence, config.data.max_length
+  if parts > 1 and length % parts:
+    raise InputError(
+      f'data.max_length is {length}, which mesh.sequence={parts} does not divide; '
+      f'set it to {length + -length % parts}'
+    )
   if not config.data.path:
     raise InputError('data.path is empty; give a file with --config.data.path=FILE')
 

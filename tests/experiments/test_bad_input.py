@@ -201,9 +201,29 @@ def evaluation_batch_that_the_devices_do_not_divide(folder, files):
   return {'eval.batch_size': 12}
 
 
-@case(r'mesh data=3 x fsdp=1 does not fit 8 device')
+@case(r'mesh data=3 does not fit 8 device.*must multiply to 8')
 def mesh_that_does_not_fit(folder, files):
   return {'mesh.data': 3}
+
+
+@case(r'mesh data=2 x fsdp=2 x tensor=4 does not fit 8 device')
+def mesh_larger_than_the_devices(folder, files):
+  return {'mesh.data': 2, 'mesh.fsdp': 2, 'mesh.tensor': 4}
+
+
+@case(r"attn/k: axis 'kv_heads' has 4 entries, which tensor=8 does not divide; .*mesh\.replicate")
+def heads_that_the_mesh_does_not_divide(folder, files):
+  return {'mesh.tensor': 8, 'mesh.replicate': ('vocab',)}
+
+
+@case(r"mesh\.replicate: unknown axis 'layers'; known: embed, heads, ")
+def unknown_axis_to_replicate(folder, files):
+  return {'mesh.tensor': 2, 'mesh.replicate': ('layers',)}
+
+
+@case(r'data\.max_length is 15, which mesh\.sequence=2 does not divide; set it to 16')
+def tokens_that_the_mesh_does_not_divide(folder, files):
+  return {'mesh.sequence': 2, 'data.max_length': 15}
 
 
 @case(r"'label' cannot be packed.*set pack to False")
