@@ -137,7 +137,7 @@ def features(job: Job) -> Inputs | None:
   print(f'the body is frozen: computing its features of {rows:,} rows once', flush=True)
   started = time.monotonic()
   grid = shard.mesh(parameters.mesh_sizes(config))
-  params = jax.device_put(job.params, parameters.shardings(config, job.model, job.params))
+  params = shard.put(job.params, parameters.shardings(config, job.model, job.params))
   tables = {
     name: train.cache_features(
       job.model,

@@ -110,9 +110,10 @@ def echo(index: int, process: 'subprocess.Popen[str]') -> list[threading.Thread]
   """Prints what a process prints, its number ahead of every line."""
 
   def copy(source: IO[str], target: IO[str]) -> None:
-    for line in source:
-      target.write(f'[{index}] {line}')
-      target.flush()
+    with source:
+      for line in source:
+        target.write(f'[{index}] {line}')
+        target.flush()
 
   pipes = ((process.stdout, sys.stdout), (process.stderr, sys.stderr))
   threads = [threading.Thread(target=copy, args=pipe, daemon=True) for pipe in pipes]
@@ -143,7 +144,7 @@ def after(seconds: float) -> Callable[[], bool]:
 
 def tell(running: Processes, number: int) -> None:
   for process in running.values():
-    process.send_signal(number)
+    os.killpg(process.pid, number)  # and what it has started itself
 
 
 def say(text: str) -> None:

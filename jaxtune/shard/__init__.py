@@ -20,7 +20,7 @@ from jaxtune.shard.place import (
   state_shardings,
 )
 from jaxtune.shard.placement import Placed, format_placement, placement
-from jaxtune.shard.processes import every, gather, put
+from jaxtune.shard.processes import every, gather, of_first, put
 
 __all__ = [
   'AXES',
@@ -37,6 +37,7 @@ __all__ = [
   'index',
   'locally',
   'mesh',
+  'of_first',
   'param_shardings',
   'place_batch',
   'placement',

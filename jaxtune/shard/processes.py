@@ -52,6 +52,11 @@ def gather(values: Any) -> Any:
   return jax.tree.map(whole, values)
 
 
+def of_first(values: Any) -> Any:
+  """A tree of host arrays as the first process has it; all of them have the shapes."""
+  return values if jax.process_count() == 1 else multihost_utils.broadcast_one_to_all(values)
+
+
 def every(value: Any) -> list[Any]:
   """The values of all processes, first process first, as JSON can hold them."""
   if jax.process_count() == 1:

@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxtune import adapt, data, ops, tree
+from jaxtune import adapt, data, ops, shard, tree
 from jaxtune.data.by_length import by_length
 from jaxtune.data.encode import Example
 from jaxtune.models import ModelSpec
@@ -100,7 +100,8 @@ def cache_features(
   table = None
   for places, batch in by_length(examples, batch_size, limit=max_length):
     placed = place({'tokens': batch['tokens'], 'mask': batch['mask']})
-    found = np.asarray(compute(params, placed['tokens'], placed['mask']))[: len(places)]
+    computed = shard.gather(compute(params, placed['tokens'], placed['mask']))
+    found = np.asarray(computed)[: len(places)]
     if table is None:
       length = max_length if each_token else 1
       table = np.zeros((len(examples), length, found.shape[-1]), found.dtype)

@@ -6,6 +6,7 @@ from typing import Any
 import jax
 import numpy as np
 
+from jaxtune import shard
 from jaxtune.data.by_length import by_length
 from jaxtune.data.encode import Example
 from jaxtune.losses import log_probs
@@ -49,7 +50,7 @@ def reference_log_probs(
   texts = [text for example in examples for text in _texts(example)]
   found = np.zeros(len(texts), np.float32)
   for places, batch in by_length(texts, batch_size, limit=max_length):
-    found[places] = np.asarray(compute(params, place(batch)))[: len(places)]
+    found[places] = np.asarray(shard.gather(compute(params, place(batch))))[: len(places)]
   left = iter(found)
   return [_filled(example, left) for example in examples]
 

@@ -7,7 +7,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from jaxtune import adapt, losses
+from jaxtune import adapt, losses, shard
 from jaxtune.adapt.toward_base import FISHER, START
 from jaxtune.data import Tokenizer
 from jaxtune.losses.preference import Reference
@@ -90,6 +90,7 @@ def rollout(
     losses.overlong_penalty(np.zeros(1), max_tokens, overlong)
 
   def roll(params: Params, step: int, prompts: Batch) -> tuple[dict[str, Any], dict[str, float]]:
+    params = shard.gather(params)  # every process draws all answers, on a device of its own
     policy, base = reference(params) if reference else (_policy(params), None)
     given = [
       row[mask].tolist() for row, mask in zip(prompts['tokens'], prompts['mask'], strict=True)
@@ -138,7 +139,7 @@ def rollout(
     if overlong:
       total = total + np.asarray(losses.overlong_penalty(lengths, max_tokens, overlong))
     batch['advantages'] = np.asarray(advantage(total.astype(np.float32), group))
-    return batch, metrics
+    return shard.of_first(batch), shard.every(metrics)[0]  # a reward may differ from call to call
 
   return roll
 

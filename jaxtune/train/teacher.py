@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jaxtune import shard
 from jaxtune.data.by_length import by_length
 from jaxtune.data.encode import Example
 from jaxtune.losses.divergence import largest_and_rest
@@ -83,7 +84,8 @@ def teacher_outputs(
   longest = max(len(example['tokens']) for example in plain)
   for places, batch in by_length(plain, batch_size, limit=longest):
     placed = place({'tokens': batch['tokens'], 'mask': batch['mask']})
-    found = {name: np.asarray(x) for name, x in compute(params, **placed).items()}
+    computed = shard.gather(compute(params, **placed))
+    found = {name: np.asarray(x) for name, x in computed.items()}
     for row, at in enumerate(places):
       length = len(examples[at]['tokens'])
       for name, values in found.items():

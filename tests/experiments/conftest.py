@@ -227,9 +227,10 @@ def shell(tmp_path_factory):
   """
   compiled = tmp_path_factory.mktemp('compiled by processes')
 
-  def run(script, *arguments, wait=True, cache=True, path='', **options):
+  def run(script, *arguments, wait=True, cache=True, path='', variables=None, **options):
     environment = {k: v for k, v in os.environ.items() if k not in ('XLA_FLAGS', 'PYTHONPATH')}
     environment |= {'JAX_PLATFORMS': 'cpu', 'COLUMNS': '100', 'PYTHONPATH': str(path)}
+    environment |= variables or {}
     if cache:
       environment |= {
         'JAX_COMPILATION_CACHE_DIR': str(compiled),
