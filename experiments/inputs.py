@@ -7,8 +7,6 @@ import time
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
-import jax
-
 from experiments import dataset, parameters, rollouts
 from experiments.build import Job
 from experiments.objective import compares, make, refers

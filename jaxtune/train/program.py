@@ -72,9 +72,10 @@ def prepare(
   grid = shard.mesh(mesh)
   shardings = _shardings(grid, model, params, replicate)
   trainable, frozen = adapt.trainable(shard.put(params, shardings))
-  state = init_state(trainable, optimizer, jax.random.key(0) if key is None else key)
-  states = shard.state_shardings(grid, state, params, shardings)
-  state = shard.put(state, states)
+  key = jax.random.key(0) if key is None else key
+  shapes = jax.eval_shape(lambda x: init_state(x, optimizer, key), trainable)
+  states = shard.state_shardings(grid, shapes, params, shardings)
+  state = init_state(trainable, optimizer, key, states)
 
   def place(batch: Batch) -> Batch:
     return shard.place_batch(grid, batch)

@@ -7,6 +7,8 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from jax.sharding import NamedSharding
+from jax.sharding import PartitionSpec as P
 
 from jaxtune import losses, models, optim, shard, train, tree
 from jaxtune.losses import Loss
@@ -296,3 +298,17 @@ def test_pmap_equals_one_device(tiny):
     many, metrics = step(many, tiny.frozen, batch)
     found.append(float(metrics['loss'][0]))
   np.testing.assert_allclose(found, expected, rtol=1e-5)
+
+
+def test_what_an_optimizer_makes_is_cut_like_the_parameters_from_the_start():
+  mesh = shard.mesh({'fsdp': 8})
+  params = {'w': jax.device_put(jnp.ones((16, 3)), NamedSharding(mesh, P('fsdp')))}
+  rule, key = optax.adam(1e-3), jax.random.key(0)
+  shapes = jax.eval_shape(lambda x: train.init_state(x, rule, key), params)
+  own = jax.tree.map(lambda x: x.sharding, params)
+  shardings = shard.state_shardings(mesh, shapes, params, own)
+  state = train.init_state(params, rule, key, shardings)
+  assert jax.tree.map(lambda x: x.sharding, state) == shardings
+  assert state.opt[0].mu['w'].sharding.spec == P('fsdp')
+  jax.tree.map(lambda x: x.delete(), state)  # as a step that donates it
+  assert params['w'].sum() == 48 and jax.random.key_data(key).size
