@@ -28,7 +28,7 @@ PROCESSES = flags.DEFINE_integer('processes', 2, 'How many.', lower_bound=1)
 DEVICES = flags.DEFINE_integer('devices', 1, 'CPU devices of each process.', lower_bound=1)
 RESTARTS = flags.DEFINE_integer('restarts', 3, 'Most restarts of all.', lower_bound=0)
 
-PREEMPTED = 75  # as experiments.entry has it, which would import JAX
+INTERRUPTED, PREEMPTED = 130, 75  # as experiments.entry has them, which would import JAX
 LAST_WORDS = 3.0  # seconds in which the others may end by themselves when one has failed
 TERMINATION = 5.0  # seconds from SIGTERM to SIGKILL
 
@@ -49,6 +49,8 @@ def main(arguments: list[str]) -> int:
     code = next((code for code in codes if code), 0)  # of the first to fail: others follow it
     if asked or (code >= 0 and code != PREEMPTED):
       break
+  if asked[:1] == [signal.SIGINT] and code == PREEMPTED:
+    return INTERRUPTED
   return 128 - code if code < 0 else code
 
 

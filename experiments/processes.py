@@ -98,6 +98,8 @@ def _said(error: BaseException) -> int:
       f'{own} has lost another one ({str(error).splitlines()[0]}); start all of them again'
     )
     return entry.PREEMPTED
+  if isinstance(error, SystemExit):
+    return error.code if isinstance(error.code, int) else 1
   traceback.print_exception(error)
   return 1
 

@@ -16,7 +16,7 @@ import jax
 import orbax.checkpoint as ocp
 from orbax.checkpoint import checkpoint_managers as policies
 
-from jaxtune import tree
+from jaxtune import shard, tree
 from jaxtune.train.state import State
 from jaxtune.typing import InputError
 
@@ -206,28 +206,27 @@ def restore(
       another model, method, update rule or base.
   """
   wait(checkpoints)
-  damaged = []
-  for step in sorted(checkpoints.steps if steps is None else steps, reverse=True):
-    folder = checkpoints.folder / str(step)
-    if not _whole(folder):
-      damaged.append(step)
-      continue
-    note = _read_note(folder)
-    _check_made_of(folder, note.made_of, checkpoints.made_of)
-    _check(folder, like)
-    items = ocp.args.Composite(
-      state=ocp.args.StandardRestore(shapes(like)), data=ocp.args.JsonRestore()
-    )
-    read = checkpoints.manager.restore(step, args=items)
-    for bad in damaged:
-      delete(checkpoints, bad)
-    return Restored(State(*read['state']), read['data'], note, tuple(damaged))
-  if damaged:
+  steps = checkpoints.steps if steps is None else steps
+  found = _newest_whole(checkpoints, steps) if jax.process_index() == 0 else None
+  step, damaged = shard.every(found)[0]
+  if step is None and damaged:
     raise InputError(
       f'{checkpoints.folder}: the checkpoints of steps {", ".join(map(str, damaged))} are all '
       'damaged (a file is missing, cut short or changed); remove the folder to start anew'
     )
-  return None
+  if step is None:
+    return None
+  folder = checkpoints.folder / str(step)
+  note = _read_note(folder)
+  _check_made_of(folder, note.made_of, checkpoints.made_of)
+  _check(folder, like)
+  items = ocp.args.Composite(
+    state=ocp.args.StandardRestore(shapes(like)), data=ocp.args.JsonRestore()
+  )
+  read = checkpoints.manager.restore(step, args=items)
+  for bad in damaged:
+    delete(checkpoints, bad)
+  return Restored(State(*read['state']), read['data'], note, tuple(damaged))
 
 
 def best(checkpoints: Checkpoints) -> tuple[int, float] | None:
@@ -295,6 +294,16 @@ def _digests(folder: pathlib.Path) -> dict[str, str]:
       name = path.relative_to(folder).as_posix()
       digests[name] = hashlib.file_digest(file, 'blake2b').hexdigest()
   return digests
+
+
+def _newest_whole(checkpoints: Checkpoints, steps: Sequence[int]) -> tuple[int | None, list[int]]:
+  """The newest of these steps that is whole, if any is, and the newer ones that are not."""
+  damaged = []
+  for step in sorted(steps, reverse=True):
+    if _whole(checkpoints.folder / str(step)):
+      return step, damaged
+    damaged.append(step)
+  return None, damaged
 
 
 def _whole(folder: pathlib.Path) -> bool:

@@ -187,6 +187,10 @@ def fit(
       if stopped:
         break
     ahead.close()
+  except jax.errors.JaxRuntimeError:
+    if jax.process_count() > 1:
+      checkpoints = None  # another process is gone: what is being written will never be whole
+    raise
   finally:  # a process that ends on an error would cut off what is being written
     if checkpoints:
       checkpoint.wait(checkpoints)

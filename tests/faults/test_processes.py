@@ -172,7 +172,7 @@ def test_survivor_ends_by_itself(together, arguments, free_address, tmp_path):
 
   command = arguments(folder)
   survivor, _ = together(command, command, variables=explicit(free_address), meanwhile=kill)
-  assert survivor.code == entry.INTERRUPTED, survivor.err
+  assert survivor.code == entry.PREEMPTED, survivor.err
   assert 'process 0 of 2 has lost another one' in survivor.err and 'Traceback' not in survivor.err
 
 
@@ -187,7 +187,7 @@ def test_stopped_in_two_processes_and_gone_on_from_in_one(launched, tmp_path, al
   time.sleep(1.5)
   os.kill(first, signal.SIGCONT)
   out, err = launcher.communicate(timeout=300)
-  assert launcher.returncode == entry.INTERRUPTED, err
+  assert launcher.returncode == entry.PREEMPTED, err
   assert '[0] stopped at step' in out and 'was ended by' not in err
   done = launched(folder, processes=1)
   assert done.code == 0 and 'resuming at step' in done.out, done.err
