@@ -298,7 +298,7 @@ def _digests(folder: pathlib.Path) -> dict[str, str]:
 
 def _newest_whole(checkpoints: Checkpoints, steps: Sequence[int]) -> tuple[int | None, list[int]]:
   """The newest of these steps that is whole, if any is, and the newer ones that are not."""
-  damaged = []
+  damaged: list[int] = []
   for step in sorted(steps, reverse=True):
     if _whole(checkpoints.folder / str(step)):
       return step, damaged
