@@ -86,9 +86,8 @@ def depths(rounds: int) -> list[dict[str, Any]]:
 
 def depth_table(table: list[dict[str, Any]]) -> str:
   """A line a method and depth; ratios are over 12 layers."""
-  lines = [
-    ['step', 'layers', 'trace s', 'compile s', 'lowered kB', 'optimized kB', 'compile ratio']
-  ]
+  names = 'step, layers, trace s, compile s, ratio, CPU s, CPU ratio, lowered kB, optimized kB'
+  lines = [names.split(', ')]
   for row in table:
     first = next(one for one in table if one['method'] == row['method'])
     lines.append(
@@ -97,9 +96,11 @@ def depth_table(table: list[dict[str, Any]]) -> str:
         str(row['layers']),
         f'{row["trace"]:.2f}',
         f'{row["compile"]:.2f}',
+        f'{row["compile"] / first["compile"]:.2f}',
+        f'{row["cpu"]:.2f}',
+        f'{row["cpu"] / first["cpu"]:.2f}',
         f'{row["lowered_kb"]:.0f}',
         f'{row["optimized_kb"]:.0f}',
-        f'{row["compile"] / first["compile"]:.2f}',
       ]
     )
   return markdown(lines)
