@@ -126,7 +126,7 @@ def get_config() -> ml_collections.ConfigDict:
   config.train.log_every = 1  # steps between lines of metrics.jsonl
   config.train.profile = ''  # steps to trace, as '10-12', or '3' for so many behind the first
   config.train.remat = False  # compute activations again in the backward pass to save memory
-  config.train.chunk = 0  # of tokens: predictions whose logits are held at a time; 0 for all
+  config.train.chunk = 0  # predictions whose logits are held at a time; 0 for as many as take 8 MB
 
   config.eval = ml_collections.ConfigDict()
   config.eval.batch_size = 64

@@ -69,7 +69,7 @@ def bco(
     shift: of the reward; None for the batch's own.
     reference: `(params) -> policy, reference params`, as `adapt.policy_and_reference`; None where
       the batch has `reference`.
-    chunk: predictions whose logits are held at a time; None for all.
+    chunk: predictions whose logits are held at a time; None for `ops.automatic_chunk`.
 
   Raises:
     InputError: a beta that is not positive; when called, no reference.

@@ -33,7 +33,7 @@ def causal_lm(
 
   Args:
     model: a `ModelSpec` whose task is `causal_lm`.
-    chunk: predictions whose logits are held at a time; None for all, as `[B*T, V]`.
+    chunk: predictions whose logits are held at a time; None for `ops.automatic_chunk`.
     label_smoothing, z_loss, dft: see `ops.cross_entropy`. DFT is for supervised fine-tuning on
       answers that the model could have given; TRL's `loss_type='dft'`.
 
@@ -59,10 +59,11 @@ def causal_lm(
       flat = features.reshape(-1, features.shape[-1])
       found = ops.chunked_cross_entropy(
         flat,
-        lambda rows: model.head(params, rows),
+        model.head,
+        params,
         targets.reshape(-1),
         weights.reshape(-1),
-        chunk or flat.shape[0],
+        chunk,
         label_smoothing=label_smoothing,
         z_loss=z_loss,
         dft=dft,

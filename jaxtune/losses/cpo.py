@@ -55,7 +55,7 @@ def cpo(
     beta: scale of the rewards.
     sft_weight: of the negative log-likelihood of what is chosen; the paper has 1.
     label_smoothing: the probability that a label is wrong.
-    chunk: predictions whose logits are held at a time; None for all.
+    chunk: predictions whose logits are held at a time; None for `ops.automatic_chunk`.
 
   Raises:
     InputError: numbers that it cannot have.

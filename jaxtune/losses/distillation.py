@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
+from jaxtune import ops
 from jaxtune.losses.divergence import KINDS, divergence, largest_and_rest
 from jaxtune.losses.log_probs import learned_tokens
 from jaxtune.losses.loss import Loss, Objective, row_weights
@@ -71,7 +72,8 @@ def distillation(
     beta: of `divergence`.
     hidden: how much hidden states count. Both widths are to be equal, and the teacher in the
       parameters. Of a row the mean over its real tokens, else that of the token that predicts.
-    chunk: predictions whose logits are held at a time, of both models; None for all.
+    chunk: predictions whose logits are held at a time, of both models; None for
+      `ops.automatic_chunk`.
     mask_token, probability, whole_word: as of `masked_lm`.
 
   Raises:
@@ -157,20 +159,25 @@ def distillation(
     if alpha < 1 and 'label' not in arrays:
       raise InputError("the batch has no 'label', which an alpha below 1 needs; set alpha to 1")
     weight = arrays['weights'].sum()
-    found = sums(arrays) if texts else _in_chunks(sums, arrays, chunk)
+    if texts:
+      found = sums(arrays)
+    else:
+      rows = arrays['student'].reshape(-1, arrays['student'].shape[-1])
+      size = chunk or ops.automatic_chunk(model.head, own, rows)
+      found = _in_chunks(sums, arrays, size)
     return Loss(found.pop('loss'), weight, found)
 
   return objective
 
 
-def _in_chunks(sums: Callable[[Arrays], Arrays], arrays: Arrays, chunk: int | None) -> Arrays:
+def _in_chunks(sums: Callable[[Arrays], Arrays], arrays: Arrays, chunk: int) -> Arrays:
   """`sums` of arrays `[B, T, ...]` as `[B*T, ...]`, or of `chunk` of these rows at a time.
 
   The backward pass computes a chunk again instead of keeping its logits. What is learned comes
   first in each row, so that chunks without any, which are not computed, lie together.
   """
   rows = arrays['weights'].size
-  if chunk is None or chunk >= rows:
+  if chunk >= rows:
     return sums({name: x.reshape(rows, *x.shape[2:]) for name, x in arrays.items()})
   order = jnp.argsort(arrays['weights'] == 0, axis=1, stable=True)
 

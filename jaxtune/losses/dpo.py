@@ -130,7 +130,7 @@ def dpo(
       arXiv:2404.19733, alpha). A mean of rows; TRL's 'sft' is one of the tokens of a batch.
     reference: `(params) -> policy, reference params`, as `adapt.policy_and_reference`; None where
       the batch has `reference`.
-    chunk: predictions whose logits are held at a time; None for all, as `[2*B*T, V]`.
+    chunk: predictions whose logits are held at a time; None for `ops.automatic_chunk`.
 
   Raises:
     InputError: an unknown kind, numbers that it cannot have; when called, no reference.

@@ -54,7 +54,7 @@ def grpo(
     temperature: that the answers were drawn with.
     reference: `(params) -> (policy's, reference's)`, as `adapt.policy_and_reference`; None where
       the batch has `reference`, or beta is 0.
-    chunk: predictions whose logits are held at a time; None for all, as `[B*T, V]`.
+    chunk: predictions whose logits are held at a time; None for `ops.automatic_chunk`.
 
   Raises:
     InputError: a number outside its range.

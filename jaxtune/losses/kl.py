@@ -37,7 +37,8 @@ def kl_to_reference(
     model: that model.
     reference: `(params) -> policy, reference params`, as `adapt.policy_and_reference`.
     weight: of the divergence.
-    chunk: predictions whose logits are held at a time, of both models; None for all.
+    chunk: predictions whose logits are held at a time, of both models; None for
+      `ops.automatic_chunk`.
 
   Raises:
     InputError: a negative weight; when called, a batch without tokens of its own.

@@ -73,7 +73,7 @@ def kto(
     baseline: z in nats; None for the batch's own.
     reference: `(params) -> policy, reference params`, as `adapt.policy_and_reference`; None where
       the batch has `reference`.
-    chunk: predictions whose logits are held at a time; None for all.
+    chunk: predictions whose logits are held at a time; None for `ops.automatic_chunk`.
 
   Raises:
     InputError: numbers that it cannot have; when called, no reference or no mismatched completions.

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from jaxtune import shard, tree
+from jaxtune import ops, shard, tree
 from jaxtune.typing import Batch, Key, Params
 
 
@@ -64,8 +64,8 @@ def token_log_probs(
     model: a `ModelSpec` whose task is `causal_lm`.
     params: its parameters.
     part: `tokens` int32 `[B, T]`, and what `learned_tokens` reads; `positions` if present.
-    chunk: predictions whose logits are held at a time, in the backward pass too; None for all, as
-      `[B*T, V]`.
+    chunk: predictions whose logits are held at a time, in the backward pass too; None for
+      `ops.automatic_chunk`.
     key: switches dropout on.
     temperature: of the distribution that the tokens were drawn from.
   """
@@ -74,7 +74,7 @@ def token_log_probs(
     logits = model.head(params, features).astype(jnp.float32) / temperature
     return _picked(logits, targets) - jax.nn.logsumexp(logits, axis=-1)
 
-  return _over_tokens(score, part, chunk, params, features_of(model, params, part, key))
+  return _over_tokens(model, score, part, chunk, params, features_of(model, params, part, key))
 
 
 def log_probs(
@@ -122,7 +122,7 @@ def compared(
     policy: its parameters.
     reference: others.
     part: as of `token_log_probs`.
-    chunk: predictions whose logits are held at a time, of both; None for all.
+    chunk: predictions whose logits are held at a time, of both; None for `ops.automatic_chunk`.
     key: switches dropout of the policy on.
   """
   reference = lax.stop_gradient(reference)
@@ -137,6 +137,7 @@ def compared(
     return Compared(_picked(log_p, targets), _picked(log_q, targets), kl)
 
   return _over_tokens(
+    model,
     score,
     part,
     chunk,
@@ -151,7 +152,12 @@ def _picked(logits: jax.Array, targets: jax.Array) -> jax.Array:
 
 
 def _over_tokens(
-  score: Callable[..., Any], part: Batch, chunk: int | None, params: Any, *features: jax.Array
+  model: Any,
+  score: Callable[..., Any],
+  part: Batch,
+  chunk: int | None,
+  params: Any,
+  *features: jax.Array,
 ) -> Any:
   """`score(params, *features [n, D], targets [n])` of every token `[B, T]`, `chunk` at a time.
 
@@ -163,10 +169,12 @@ def _over_tokens(
     # Targets are shifted, features are not: [B*T, D] stays one contiguous array.
     rows = (*(x.reshape(-1, x.shape[-1]) for x in features), targets.reshape(-1))
     count = targets.size
-    if chunk is None or chunk >= count:
+    head = params[0] if isinstance(params, tuple) else params
+    size = chunk or ops.automatic_chunk(model.head, head, rows[0])
+    if size >= count:
       found = score(params, *rows)
       return jax.tree.map(lambda x: x.reshape(targets.shape), found)
-    fill = -count % chunk
+    fill = -count % size
 
     @functools.partial(jax.checkpoint, prevent_cse=False)
     def one(xs: tuple[jax.Array, ...]) -> Any:
@@ -174,7 +182,7 @@ def _over_tokens(
 
     def cut(x: jax.Array) -> jax.Array:
       x = jnp.pad(x, [(0, fill)] + [(0, 0)] * (x.ndim - 1))
-      return x.reshape(-1, chunk, *x.shape[1:])
+      return x.reshape(-1, size, *x.shape[1:])
 
     found = lax.map(one, tuple(map(cut, rows)))
     return jax.tree.map(lambda x: x.reshape(-1)[:count].reshape(targets.shape), found)

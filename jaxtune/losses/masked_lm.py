@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxtune import ops
-from jaxtune.losses.log_probs import features_of
+from jaxtune.losses.log_probs import around, features_of
 from jaxtune.losses.loss import Loss, Objective, row_weights
 from jaxtune.losses.measured import measured_perplexity
 from jaxtune.typing import Batch, InputError, Key, Params
@@ -130,7 +130,8 @@ def masked_lm(
     rows, length = tokens.shape
     found = ops.chunked_cross_entropy(
       features.swapaxes(0, 1).reshape(rows * length, -1),
-      lambda x: model.head(params, x),
+      model.head,
+      around(params),
       targets.T.reshape(-1),
       weights.T.reshape(-1),
       chunk or rows * math.ceil(length / 8),

@@ -50,7 +50,7 @@ def orpo(model: Any, beta: float = 0.1, chunk: int | None = None) -> Objective:
   Args:
     model: a `ModelSpec` whose task is `causal_lm`.
     beta: of the odds, the paper's lambda.
-    chunk: predictions whose logits are held at a time; None for all.
+    chunk: predictions whose logits are held at a time; None for `ops.automatic_chunk`.
 
   Raises:
     InputError: a negative beta.

@@ -35,7 +35,7 @@ def rloo(
     epsilon: how far below 1 the ratio of probabilities counts.
     epsilon_high: how far above 1; None for `epsilon`.
     temperature: that the answers were drawn with.
-    chunk: predictions whose logits are held at a time; None for all, as `[B*T, V]`.
+    chunk: predictions whose logits are held at a time; None for `ops.automatic_chunk`.
 
   Raises:
     InputError: a number outside its range.

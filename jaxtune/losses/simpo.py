@@ -55,7 +55,7 @@ def simpo(
     beta: scale of the rewards; the paper has 2 to 10.
     gamma: the margin; the paper has 0.3 to 0.5 of beta.
     label_smoothing: the probability that a label is wrong.
-    chunk: predictions whose logits are held at a time; None for all.
+    chunk: predictions whose logits are held at a time; None for `ops.automatic_chunk`.
 
   Raises:
     InputError: numbers that it cannot have.

@@ -1,7 +1,12 @@
 """What a layer computes: products with weight leaves, attention, rope, norms, pooling, losses."""
 
 from jaxtune.ops.attention import attention
-from jaxtune.ops.cross_entropy import CrossEntropy, chunked_cross_entropy, cross_entropy
+from jaxtune.ops.cross_entropy import (
+  CrossEntropy,
+  automatic_chunk,
+  chunked_cross_entropy,
+  cross_entropy,
+)
 from jaxtune.ops.norm import layer_norm, rms_norm
 from jaxtune.ops.pool import POOLINGS, normalize, pool
 from jaxtune.ops.rope import Rope, Table, rope_table, rotate
@@ -29,6 +34,7 @@ __all__ = [
   'affine',
   'allowed',
   'attention',
+  'automatic_chunk',
   'axes',
   'chunked_cross_entropy',
   'cross_entropy',

@@ -8,6 +8,8 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
+Head = Callable[[Any, jax.Array], jax.Array]
+
 
 class CrossEntropy(NamedTuple):
   """Weighted sums over the rows; divide by the sum of the weights for means.
@@ -71,41 +73,154 @@ def cross_entropy(
 
 def chunked_cross_entropy(
   features: jax.Array,
-  head: Callable[[jax.Array], jax.Array],
+  head: Head,
+  params: Any,
   targets: jax.Array,
   weights: jax.Array,
-  chunk: int,
+  chunk: int | None = None,
   **options: Any,
 ) -> CrossEntropy:
-  """`cross_entropy(head(features), ...)` with at most `[chunk, V]` logits alive at a time.
+  """`cross_entropy(head(params, features), ...)` with `[chunk, V]` logits alive at a time.
 
-  The backward pass computes each chunk's logits again instead of keeping them. A chunk without any
-  weight, as of padding, costs nothing.
+  Only `loss` has a gradient, which is computed beside it while a chunk's logits are there, so that
+  no logits are computed twice: of the features, `[N, D]`, and of those parameters that train. A
+  chunk without any weight, as of padding, costs nothing.
 
   Args:
     features: `[N, D]`.
-    head: `[n, D] -> [n, V]`.
+    head: `(params, [n, D]) -> [n, V]`; what it closes over is taken for constant.
+    params: of the head.
     targets: `[N]` int.
-    weights: `[N]`.
-    chunk: rows at a time; the last chunk is padded with rows of weight zero.
+    weights: `[N]`; not differentiated.
+    chunk: rows at a time; the last chunk is padded with rows of weight zero. None for
+      `automatic_chunk`.
     **options: of `cross_entropy`.
   """
   rows = features.shape[0]
-  if rows <= chunk:
-    return cross_entropy(head(features), targets, weights, **options)
-  chunks = -(-rows // chunk)
-  fill = chunks * chunk - rows
+  chunk = min(rows, chunk or automatic_chunk(head, params, features))
+  fill = -rows % chunk
 
   def cut(x: jax.Array) -> jax.Array:
-    return jnp.pad(x, [(0, fill)] + [(0, 0)] * (x.ndim - 1)).reshape(chunks, chunk, *x.shape[1:])
+    return jnp.pad(x, [(0, fill)] + [(0, 0)] * (x.ndim - 1)).reshape(-1, chunk, *x.shape[1:])
 
-  @functools.partial(jax.checkpoint, prevent_cse=False)
+  leaves, structure = jax.tree.flatten(params)
+
+  def run(leaves: list[Any], rows: jax.Array) -> jax.Array:
+    return head(jax.tree.unflatten(structure, leaves), rows)
+
+  return _chunked(run, tuple(options.items()), cut(features), leaves, cut(targets), cut(weights))
+
+
+def automatic_chunk(head: Head, params: Any, features: jax.Array) -> int:
+  """Rows of features whose float32 logits take 8 MB, but at least 256.
+
+  On CPU fewer logits are faster too, since they stay in the cache; with fewer rows reading the
+  head's matrix would take the time.
+  """
+  vocabulary = jax.eval_shape(head, params, features[:1]).shape[-1]
+  return max(256, 2**21 // vocabulary)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1))
+def _chunked(
+  head: Head,
+  options: tuple[tuple[str, Any], ...],
+  features: jax.Array,
+  params: list[Any],
+  targets: jax.Array,
+  weights: jax.Array,
+) -> CrossEntropy:
+  """Of `[C, n, D]` features."""
+
   def one(total: CrossEntropy, xs: tuple[jax.Array, ...]) -> tuple[CrossEntropy, None]:
-    def add(total: CrossEntropy) -> CrossEntropy:
-      part = cross_entropy(head(xs[0]), xs[1], xs[2], **options)
+    def add() -> CrossEntropy:
+      part = cross_entropy(head(params, xs[0]), xs[1], xs[2], **dict(options))
       return jax.tree.map(jnp.add, total, part)
 
-    return lax.cond(jnp.any(xs[2] != 0), add, lambda total: total, total), None
+    return lax.cond(jnp.any(xs[2] != 0), add, lambda: total), None
 
-  zero = CrossEntropy(*[jnp.zeros((), jnp.float32)] * 3)
-  return lax.scan(one, zero, (cut(features), cut(targets), cut(weights)))[0]
+  return _scan(one, _zero(), (features, targets, weights))[0]
+
+
+def _chunked_forward(head, options, features, params, targets, weights):
+  """What `_chunked` does, and the gradients of the features and of the parameters that train."""
+  trains = [leaf.perturbed for leaf in params]
+  held = [leaf.value for leaf in params]
+
+  def run(own: list[jax.Array], rows: jax.Array) -> jax.Array:
+    rest = iter(own)
+    return head([next(rest) if t else x for t, x in zip(trains, held, strict=True)], rows)
+
+  own = [x for t, x in zip(trains, held, strict=True) if t]
+
+  def one(state: Any, xs: tuple[jax.Array, ...]) -> tuple[Any, jax.Array]:
+    rows, aims, shares = xs
+
+    def add() -> tuple[Any, jax.Array]:
+      logits, back = jax.vjp(run, own, rows)
+      part, slope = _with_slope(logits, aims, shares, **dict(options))
+      d_own, d_rows = back(slope)
+      return jax.tree.map(jnp.add, state, (part, d_own)), d_rows
+
+    return lax.cond(jnp.any(shares != 0), add, lambda: (state, jnp.zeros_like(rows)))
+
+  zeros = (_zero(), [jnp.zeros(x.shape, jnp.float32) for x in own])
+  xs = (features.value, targets.value, weights.value)
+  (total, d_own), d_features = _scan(one, zeros, xs)
+  rest = iter(d_own)
+  d_params = [next(rest).astype(x.dtype) if t else None for t, x in zip(trains, held, strict=True)]
+  return total, (d_features if features.perturbed else None, d_params)
+
+
+def _chunked_backward(head, options, kept, slopes):
+  del head, options
+  slope = slopes.loss
+  if isinstance(slope, jax.custom_derivatives.SymbolicZero):
+    slope = jnp.zeros(())
+  features, params = jax.tree.map(lambda x: x * slope.astype(x.dtype), kept)
+  return features, params, None, None
+
+
+_chunked.defvjp(_chunked_forward, _chunked_backward, symbolic_zeros=True)
+
+
+def _with_slope(
+  logits: jax.Array,
+  targets: jax.Array,
+  weights: jax.Array,
+  *,
+  label_smoothing: Any = 0.0,
+  z_loss: Any = 0.0,
+  dft: bool = False,
+) -> tuple[CrossEntropy, jax.Array]:
+  """`cross_entropy` and the gradient of its loss, `[n, V]`.
+
+  With s = p[target] under DFT, else 1, and P = softmax(logits):
+  `w (s + 2 z log Z) P - w s ((1 - e) onehot(target) + e / V)`.
+  """
+  found = cross_entropy(
+    logits, targets, weights, label_smoothing=label_smoothing, z_loss=z_loss, dft=dft
+  )
+  wide, weights = logits.astype(jnp.float32), weights.astype(jnp.float32)
+  log_z = jax.nn.logsumexp(wide, axis=-1)
+  scale = weights
+  if dft:
+    picked = jnp.take_along_axis(wide, targets[:, None], axis=-1)[:, 0]
+    scale = weights * jnp.exp(picked - log_z)
+  slope = jnp.exp(wide - log_z[:, None]) * (scale + 2 * z_loss * log_z * weights)[:, None]
+  aim = jnp.arange(logits.shape[-1])[None] == targets[:, None]
+  slope -= jnp.where(aim, (scale * (1 - label_smoothing))[:, None], 0.0)
+  slope -= (scale * label_smoothing / logits.shape[-1])[:, None]
+  return found, slope.astype(logits.dtype)
+
+
+def _zero() -> CrossEntropy:
+  return CrossEntropy(*[jnp.zeros((), jnp.float32)] * 3)
+
+
+def _scan(body: Callable[..., Any], start: Any, xs: Any) -> Any:
+  """`lax.scan`, without a loop where there is one chunk."""
+  if len(jax.tree.leaves(xs)[0]) > 1:
+    return lax.scan(body, start, xs)
+  state, y = body(start, jax.tree.map(lambda x: x[0], xs))
+  return state, jax.tree.map(lambda x: x[None], y)

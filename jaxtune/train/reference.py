@@ -39,7 +39,7 @@ def reference_log_probs(
     examples: from `data.encode_preferences` or `data.encode_unpaired`.
     batch_size: texts at a time.
     max_length: tokens of the longest.
-    chunk: predictions whose logits are held at a time; None for all, as `[batch_size*T, V]`.
+    chunk: predictions whose logits are held at a time; None for `ops.automatic_chunk`.
     place: puts a batch on the devices.
   """
 

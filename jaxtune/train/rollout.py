@@ -78,7 +78,8 @@ def rollout(
       update on it needs.
     merge: whether adapters that can be are multiplied out before they generate: a copy of the
       weights, for twice the speed. Not for a quantized base that only fits as it is.
-    chunk: predictions whose logits are held at a time for `old` and `kl`; None for all.
+    chunk: predictions whose logits are held at a time for `old` and `kl`; None for
+      `ops.automatic_chunk`.
 
   Raises:
     InputError: an option outside its range; when called, a reward that does not give one finite

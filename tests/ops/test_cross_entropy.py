@@ -69,11 +69,28 @@ def test_the_probability_that_weighs_a_token_is_not_differentiated():
   np.testing.assert_allclose(gradient(weights, dft=True), gradient(weights * p), atol=1e-6)
 
 
-def test_chunks_take_the_options():
+def head(matrix, x):
+  return x @ matrix
+
+
+@pytest.mark.parametrize('options', OPTIONS, ids=str)
+def test_chunks_take_the_options_and_so_do_their_gradients(options):
   features, matrix, targets, weights = sample(7)
-  head, options = (lambda x: x @ matrix), OPTIONS[-1]
-  got = ops.chunked_cross_entropy(features, head, targets, weights, 3, **options)
-  np.testing.assert_allclose(got, oracle(features @ matrix, targets, weights, **options), rtol=1e-5)
+  want = oracle(features @ matrix, targets, weights, **options)
+
+  def total(features, matrix, chunk):
+    if chunk is None:
+      found = ops.cross_entropy(features @ matrix, targets, weights, **options)
+    else:
+      found = ops.chunked_cross_entropy(features, head, matrix, targets, weights, chunk, **options)
+    return 3 * found.loss, found
+
+  run = jax.jit(jax.grad(total, argnums=(0, 1), has_aux=True), static_argnums=2)
+  gradients, found = run(features, matrix, 3)
+  np.testing.assert_allclose(found, want, rtol=1e-5)
+  for got, want in zip(gradients, run(features, matrix, None)[0], strict=True):
+    assert np.abs(want).max() > 0.1
+    np.testing.assert_allclose(got, want, rtol=1e-4, atol=1e-5)
 
 
 def test_low_precision_logits_are_summed_wide():
@@ -102,8 +119,8 @@ def loss(features, matrix, targets, weights, chunk):
   if chunk is None:
     both = ops.cross_entropy(features @ matrix, targets, weights)
   else:
-    both = ops.chunked_cross_entropy(features, lambda x: x @ matrix, targets, weights, chunk)
-  return both.nats, both.correct
+    both = ops.chunked_cross_entropy(features, head, matrix, targets, weights, chunk)
+  return both.loss, both.correct
 
 
 @settings(deadline=None, max_examples=12)
@@ -112,6 +129,55 @@ def test_chunks_change_nothing(rows, chunk, seed):
   whole, parts = (loss(*sample(rows, seed), size) for size in (None, chunk))
   for got, want in zip(jax.tree.leaves(parts), jax.tree.leaves(whole), strict=True):
     np.testing.assert_allclose(got, want, rtol=2e-5, atol=1e-5)
+
+
+def test_lanes():
+  """As in a sweep: each lane has a matrix of its own above the same rows."""
+  features, matrix, targets, weights = sample(7)
+
+  def slope(matrix, chunk):
+    def total(matrix):
+      return ops.chunked_cross_entropy(features, head, matrix, targets, weights, chunk).loss
+
+    return jax.grad(total)(matrix)
+
+  got = jax.jit(jax.vmap(lambda m: slope(m, 3)))(jnp.stack([matrix, -matrix]))
+  want = [slope(matrix, 7), slope(-matrix, 7)]
+  np.testing.assert_allclose(got, want, rtol=1e-4, atol=1e-5)
+
+
+def test_logits_are_computed_once_and_only_what_trains_has_a_gradient():
+  """Two products of the size of the head for a frozen one, three for one that trains, none in the
+  backward pass."""
+  features, matrix, targets, weights = sample(6)
+
+  def products(argnums):
+    def total(features, matrix):
+      return ops.chunked_cross_entropy(features, head, matrix, targets, weights, 3).loss
+
+    text = jax.jit(jax.grad(total, argnums=argnums)).lower(features, matrix).as_text()
+    return text.count('stablehlo.dot_general')
+
+  assert products(0) == 2
+  assert products((0, 1)) == 3
+
+
+def test_codes_and_rows_that_no_gradient_reaches():
+  """Integers among the parameters of the head, and features that are constant."""
+  features, matrix, targets, weights = sample(6)
+  params = {'codes': np.arange(D * V, dtype=np.int8).reshape(D, V) - 20, 'scale': jnp.float32(0.1)}
+
+  def decoded(params, x):
+    return x @ (params['codes'] * params['scale'])
+
+  def total(scale, chunk):
+    held = {**params, 'scale': scale}
+    if chunk:
+      return ops.chunked_cross_entropy(features, decoded, held, targets, weights, chunk).loss
+    return ops.cross_entropy(decoded(held, features), targets, weights).loss
+
+  got, want = (jax.grad(total)(params['scale'], chunk) for chunk in (4, None))
+  np.testing.assert_allclose(got, want, rtol=1e-5)
 
 
 def test_chunks_never_hold_all_logits():
