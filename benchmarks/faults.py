@@ -25,16 +25,15 @@ import jax
 import numpy as np
 import orbax.checkpoint as ocp
 import safetensors.numpy
-from step import machine, markdown
 
 ROOT = pathlib.Path(__file__).parents[1]
 PHASES = ('step', 'save', 'evaluation', 'export')
-STEPS = 24
+STEPS, EVAL_EVERY = 24, 4
 CONFIG = (
   f'--config={ROOT}/configs/quickstart.py',
   f'--config.train.steps={STEPS}',
   '--config.train.batch_size=8',
-  '--config.train.eval_every=4',
+  f'--config.train.eval_every={EVAL_EVERY}',
   '--config.train.save_every=2',
   '--config.data.max_length=32',
   '--config.data.valid=64.0',
@@ -156,10 +155,17 @@ def begin(command: Sequence[str], tracer: pathlib.Path, trace: pathlib.Path) -> 
 def kill_in(
   process: subprocess.Popen, trace: pathlib.Path, phase: str, number: int, delay: float
 ) -> Kill | None:
-  """Kills a process `delay` seconds after the n-th beginning of a phase; None if it ended first."""
-  mark = '@' if phase == 'step' else f'+{phase}'
+  """Kills a process `delay` seconds after the n-th beginning of a phase; None if it ended first.
+
+  Steps that an evaluation follows do not count, and what is saved at them does neither.
+  """
   while process.poll() is None:
-    found = [e for e in events(trace) if e.what.startswith(mark)]
+    found, step = [], 0
+    for event in events(trace):
+      step = int(event.what[1:]) if event.what[0] == '@' else step
+      begins = event.what == f'+{phase}' or (phase == 'step' and event.what[0] == '@')
+      if begins and (phase not in ('step', 'save') or step % EVAL_EVERY):
+        found.append(event)
     if len(found) >= number:
       time.sleep(max(0.0, found[number - 1].when + delay - time.monotonic()))
       process.kill()
@@ -209,7 +215,7 @@ def disturbed(
   for phase in (*draw.sample(PHASES[:-1], 3), 'export'):
     process = begin(command, tracer, trace)
     number = 1 if phase == 'export' else draw.randint(1, 3)
-    kill = kill_in(process, trace, phase, number, draw.random() * shortest[phase])
+    kill = kill_in(process, trace, phase, number, draw.random() * shortest[phase] / 2)
     if kill is None:
       sys.exit(f'the run ended before its {phase} {number}:\n{process.communicate()[0][-2000:]}')
     print(f'killed in {" and ".join(kill.phases) or "nothing"}, step {kill.step}', file=sys.stderr)
@@ -222,6 +228,8 @@ def disturbed(
 
 
 def main() -> None:
+  from step import machine, markdown  # beside this file, where tests do not look
+
   parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
   parser.add_argument('--folder', help='of the runs; a temporary one by default')
   parser.add_argument('--runs', type=int, default=5, help='each is killed four times')

@@ -1,4 +1,7 @@
-"""Real processes interrupted, killed, starved and damaged: they end as if nothing had happened."""
+"""Real processes interrupted, killed, starved and damaged: they end as if nothing had happened.
+
+A process takes seconds to start, so what can happen to one run after the other happens to one run.
+"""
 
 import json
 import os
@@ -12,9 +15,12 @@ from types import SimpleNamespace
 
 import pytest
 
+from benchmarks import faults
+from jaxtune import train
+
 pytestmark = pytest.mark.faults
-STEPS = 24
-VALUES = {'train.steps': STEPS, 'train.eval_every': 6, 'train.save_every': 3}
+STEPS = faults.STEPS
+VALUES = {'train.steps': STEPS, 'train.eval_every': faults.EVAL_EVERY, 'train.save_every': 3}
 
 
 @pytest.fixture(scope='module')
@@ -33,13 +39,25 @@ def undisturbed(shell, arguments, tmp_path_factory):
   return folder
 
 
+@pytest.fixture(scope='module')
+def stopped(shell, arguments, undisturbed, tmp_path_factory):
+  """A run that was sent SIGTERM after some checkpoints; to be copied."""
+  folder = tmp_path_factory.mktemp('stopped') / 'run'
+  process = shell(*arguments(folder), wait=False)
+  wait_for_step(process, folder, 8)
+  process.terminate()
+  out, err = process.communicate(timeout=300)
+  assert process.returncode == 75 and not err, err
+  assert 'the same command goes on from there' in out
+  assert not (folder / 'lock').exists() and not (folder / 'result.json').exists()
+  return folder
+
+
 @pytest.fixture
-def assert_as_undisturbed(undisturbed, assert_same_export, trained_steps):
+def assert_as_undisturbed(undisturbed):
   def check(folder):
-    assert trained_steps(folder) == list(range(1, STEPS + 1))
-    assert_same_export(undisturbed, folder)
-    first, second = (json.loads((run / 'result.json').read_text()) for run in (undisturbed, folder))
-    assert first['scores'] == second['scores'] and first['step'] == second['step']
+    assert faults.same(undisturbed, folder)
+    assert faults.log(undisturbed) == faults.log(folder)  # each step once, with the same numbers
 
   return check
 
@@ -56,177 +74,127 @@ def wait_for_step(process, folder, step):
   raise AssertionError(f'step {step} never came: {process.poll()}')
 
 
-@pytest.mark.parametrize('number', [signal.SIGINT, signal.SIGTERM])
-def test_interrupted(shell, arguments, tmp_path, number, assert_as_undisturbed):
+def assert_one_line(done, place):
+  assert done.code == 1, done.out
+  assert done.err.count('\n') == 1 and done.err.startswith('error: '), done.err
+  assert str(place) in done.err
+
+
+def test_interrupted_while_another_wants_its_folder(
+  shell, arguments, tmp_path, assert_as_undisturbed
+):
   folder = tmp_path / 'run'
   process = shell(*arguments(folder), wait=False)
   wait_for_step(process, folder, 4)
-  process.send_signal(number)
-  out, err = process.communicate(timeout=300)
-  assert process.returncode == {signal.SIGINT: 130, signal.SIGTERM: 75}[number], err
-  assert 'the same command goes on from there' in out and 'Traceback' not in err
+  process.send_signal(signal.SIGSTOP)  # so that it does not end before the other has begun
   done = shell(*arguments(folder))
-  assert done.code == 0, done.err
-  assert 'resuming at step' in done.out
+  assert_one_line(done, f'{folder} is in use by another run, process {process.pid} on ')
+  process.send_signal(signal.SIGCONT)
+  process.send_signal(signal.SIGINT)
+  out, err = process.communicate(timeout=300)
+  assert process.returncode == 130 and not err, err
+  assert 'the same command goes on from there' in out
+  done = shell(*arguments(folder))
+  assert done.code == 0 and 'resuming at step' in done.out, done.err
   assert_as_undisturbed(folder)
 
 
-def test_compiled_anew_after_an_interruption(shell, arguments, tmp_path, assert_as_undisturbed):
-  # As on a user's machine: neither process finds what another one has compiled.
-  folder = tmp_path / 'run'
-  process = shell(*arguments(folder), wait=False, cache=False)
-  wait_for_step(process, folder, 5)
-  process.send_signal(signal.SIGINT)
-  process.communicate(timeout=300)
-  assert process.returncode == 130
+@pytest.mark.parametrize('number, code', [(signal.SIGINT, 130), (signal.SIGTERM, 75)])
+def test_ended_before_the_first_step(shell, arguments, tmp_path, number, code):
+  process = shell(*arguments(tmp_path / 'run'), wait=False)
+  for line in process.stdout:
+    if 'compiling' in line:
+      break
+  process.send_signal(number)
+  _, err = process.communicate(timeout=300)
+  assert process.returncode == code and err.count('\n') == 1, err
+  assert not (tmp_path / 'run' / 'lock').exists()
+
+
+def test_compiled_anew_after_an_interruption(
+  shell, arguments, stopped, tmp_path, assert_as_undisturbed
+):
+  # As on another machine of the kind: nothing is found of what another process has compiled.
+  folder = shutil.copytree(stopped, tmp_path / 'run')
   assert shell(*arguments(folder), cache=False).code == 0
   assert_as_undisturbed(folder)
 
 
-def test_interrupted_before_the_first_step(shell, arguments, tmp_path, assert_as_undisturbed):
-  folder = tmp_path / 'run'
-  process = shell(*arguments(folder), wait=False)
-  for line in process.stdout:
-    if 'compiling' in line:
-      break
-  process.send_signal(signal.SIGINT)
-  _, err = process.communicate(timeout=300)
-  assert process.returncode == 130 and 'Traceback' not in err, err
+def test_killed_at_random(shell, arguments, tmp_path, assert_as_undisturbed):
+  folder, trace, draw = tmp_path / 'run', tmp_path / 'trace', random.Random(7)
+  (tmp_path / 'sitecustomize.py').write_text(faults.TRACER)
+  for phase in ('step', 'save', 'evaluation', 'export'):
+    trace.unlink(missing_ok=True)
+    process = shell(*arguments(folder), wait=False, path=tmp_path, variables={'TRACE': str(trace)})
+    number = 1 if phase == 'export' else draw.randint(1, 3)
+    assert faults.kill_in(process, trace, phase, number, draw.random() * 0.02)
   assert shell(*arguments(folder)).code == 0
   assert_as_undisturbed(folder)
 
 
-@pytest.mark.parametrize('seed', range(3))
-def test_killed_at_random_until_it_ends(
-  shell, arguments, tmp_path, undisturbed, assert_as_undisturbed, seed
-):
-  folder, draw = tmp_path / 'run', random.Random(seed)
-  kills = 0
-  while True:
-    process = shell(*arguments(folder), wait=False)
-    # The first kills come wherever the process is; later ones wait for a step, so that it ends.
-    target = draw.randrange(2, STEPS) if kills < 6 else STEPS + 1
-    try:
-      if target <= STEPS:
-        wait_for_step(process, folder, target)
-        time.sleep(draw.random() * 0.05)
-        process.kill()
-        kills += 1
-    except AssertionError:
-      assert process.returncode == 0 or kills  # it ended first
-    out, err = process.communicate(timeout=300)
-    assert process.returncode in (0, -signal.SIGKILL), err
-    if process.returncode == 0:
-      break
-  assert kills > 1
-  assert_as_undisturbed(folder)
+MOMENTS = (
+  ('orbax.checkpoint:CheckpointManager save', 1, 'before the first save'),
+  ('jaxtune.train.checkpoint _digests', 1, 'before the first checkpoint is proved'),
+  ('jaxtune.train.checkpoint _digests', 3, 'before the third one is'),
+  ('jaxtune.report.metrics truncate_after', 1, 'before the log is cut'),
+  ('jaxtune.interop save_peft', 1, 'before the export'),
+  ('jaxtune.report write_report', 1, 'before the report'),
+)
 
 
-MOMENTS = {
-  'before the first step is saved': 'orbax.checkpoint.CheckpointManager.save',
-  'between a checkpoint and its digests': 'jaxtune.train.checkpoint._digests',
-  'before the log is cut': 'jaxtune.report.metrics.truncate_after',
-  'before the export': 'jaxtune.interop.save_peft',
-  'before the report': 'jaxtune.report.write_report',
-}
-
-
-@pytest.mark.parametrize('moment', MOMENTS)
-@pytest.mark.parametrize('call', [1, 2])
-def test_killed_at_a_bad_moment(
-  shell, arguments, tmp_path, moment, call, assert_as_undisturbed, undisturbed
-):
-  """The process ends itself, as SIGKILL would, at the first or second call of a function."""
+def test_killed_at_bad_moments(shell, arguments, tmp_path, assert_as_undisturbed):
+  """One run that kills itself, as SIGKILL would, when it comes to one of these after the other."""
   folder = tmp_path / 'run'
-  module, _, name = MOMENTS[moment].rpartition('.')
-  (tmp_path / 'sitecustomize.py').write_text(KILLER.format(module=module, name=name, call=call))
-  if 'log' in moment:  # there is one to cut only where a run goes on
-    process = shell(*arguments(folder), wait=False)
-    wait_for_step(process, folder, 7)
-    process.kill()
-    process.communicate()
-  script, *rest = arguments(folder)
-  process = shell(script, *rest, wait=False, path=tmp_path)
-  out, err = process.communicate(timeout=300)
-  once = 'log' in moment or 'export' in moment or 'report' in moment
-  assert process.returncode == (0 if once and call == 2 else -signal.SIGKILL), err
+  (tmp_path / 'sitecustomize.py').write_text(KILLER)
+  for place, call, moment in MOMENTS:
+    variables = {'KILL': f'{place} {call}'}
+    done = shell(*arguments(folder), path=tmp_path, variables=variables)
+    assert done.code == -signal.SIGKILL, (moment, done.err)
   done = shell(*arguments(folder))
-  assert done.code == 0, done.err
+  assert done.code == 0 and 'resuming at step 24 of 24' in done.out, done.err
   assert_as_undisturbed(folder)
 
 
 KILLER = """
-import importlib.abc, os, signal, sys
+import importlib.abc, os, pkgutil, signal, sys
 
-def arm():
-  import pkgutil
-  owner = pkgutil.resolve_name('{module}'.replace('.CheckpointManager', ':CheckpointManager'))
-  real, calls = getattr(owner, '{name}'), []
+def arm(owner, name, call):
+  owner = pkgutil.resolve_name(owner)
+  real, calls = getattr(owner, name), []
 
   def killed(*args, **kwargs):
     calls.append(1)
-    if len(calls) == {call}:
+    if len(calls) == int(call):
       os.kill(os.getpid(), signal.SIGKILL)
     return real(*args, **kwargs)
 
-  setattr(owner, '{name}', killed)
+  setattr(owner, name, killed)
 
 class Finder(importlib.abc.MetaPathFinder):
   def find_spec(self, name, path, target=None):
     if name == 'experiments.start':
       sys.meta_path.remove(self)
-      arm()
+      arm(*os.environ['KILL'].split())
 
-sys.meta_path.insert(0, Finder())
+if 'KILL' in os.environ:
+  sys.meta_path.insert(0, Finder())
 """
 
 
-@pytest.fixture
-def stopped(shell, arguments, tmp_path):
-  """The folder of a run that was interrupted after some checkpoints."""
-  folder = tmp_path / 'run'
-  process = shell(*arguments(folder), wait=False)
-  wait_for_step(process, folder, 8)
-  process.send_signal(signal.SIGINT)
-  process.communicate(timeout=300)
-  assert process.returncode == 130
-  return folder
-
-
-def newest(folder):
-  return max((path for path in (folder / 'checkpoints').iterdir()), key=lambda p: int(p.name))
-
-
-@pytest.mark.parametrize('damage', ['cut', 'remove', 'no digests'])
-def test_a_damaged_newest_checkpoint(shell, arguments, stopped, damage, assert_as_undisturbed):
-  checkpoint = newest(stopped)
-  files = [path for path in (checkpoint / 'state').rglob('*') if path.is_file()]
+def test_a_damaged_newest_checkpoint_and_a_torn_log(
+  shell, arguments, stopped, tmp_path, assert_as_undisturbed
+):
+  folder = shutil.copytree(stopped, tmp_path / 'run')
+  newest = folder / 'checkpoints' / str(train.open_checkpoints(folder / 'checkpoints').steps[-1])
+  files = [path for path in (newest / 'state').rglob('*') if path.is_file()]
   largest = max(files, key=lambda path: path.stat().st_size)
-  if damage == 'cut':
-    os.truncate(largest, largest.stat().st_size // 2)
-  elif damage == 'remove':
-    largest.unlink()
-  else:
-    (checkpoint / 'digests.json').unlink()
-  done = shell(*arguments(stopped))
-  assert done.code == 0, done.err
-  assert f'checkpoint of step {checkpoint.name} is damaged; going on from an older one' in done.out
-  assert_as_undisturbed(stopped)
-
-
-def test_a_torn_last_line_of_the_log(shell, arguments, stopped, assert_as_undisturbed):
-  with open(stopped / 'metrics.jsonl', 'a') as file:
+  os.truncate(largest, largest.stat().st_size // 2)
+  with open(folder / 'metrics.jsonl', 'a') as file:
     file.write('{"step": 9, "lo')
-  assert shell(*arguments(stopped)).code == 0
-  assert_as_undisturbed(stopped)
-
-
-def test_all_checkpoints_damaged(shell, arguments, stopped):
-  for path in (stopped / 'checkpoints').iterdir():
-    os.truncate(path / 'digests.json', 10)
-  done = shell(*arguments(stopped))
-  assert done.code == 1 and done.err.count('\n') == 1, done.err
-  assert 'all damaged' in done.err and 'remove the folder' in done.err
+  done = shell(*arguments(folder))
+  assert done.code == 0, done.err
+  assert f'checkpoint of step {newest.name} is damaged; going on from an older one' in done.out
+  assert_as_undisturbed(folder)
 
 
 @pytest.fixture
@@ -248,29 +216,27 @@ def fill(disk, room):
   return ballast
 
 
-def assert_one_line(done, place):
-  assert done.code == 1, done.out
-  assert done.err.count('\n') == 1 and done.err.startswith('error: '), done.err
-  assert str(place) in done.err
-
-
-@pytest.mark.parametrize('room', [0, 16 << 10, 256 << 10])
-def test_no_space_for_a_run(shell, arguments, disk, room, assert_as_undisturbed):
-  ballast = fill(disk, room)
-  assert_one_line(shell(*arguments(disk / 'run')), disk)
-  ballast.unlink()
+def test_no_space_for_a_run(shell, arguments, disk, assert_as_undisturbed):
+  for room in (0, 256 << 10):
+    ballast = fill(disk, room)
+    assert_one_line(shell(*arguments(disk / 'run')), disk)
+    ballast.unlink()
   assert shell(*arguments(disk / 'run')).code == 0
   assert_as_undisturbed(disk / 'run')
 
 
+def content(folder):
+  return {path: path.read_bytes() for path in folder.rglob('*') if path.is_file()}
+
+
 def test_no_space_for_a_checkpoint(shell, arguments, stopped, disk, assert_as_undisturbed):
   folder = shutil.copytree(stopped, disk / 'run')
-  before = {path: path.read_bytes() for path in newest(folder).rglob('*') if path.is_file()}
+  before = content(folder / 'checkpoints')
   ballast = fill(disk, 100 << 10)
   done = shell(*arguments(folder))
   assert_one_line(done, folder / 'checkpoints')
   assert 'make room' in done.err and 'resuming at step' in done.out
-  assert {path: path.read_bytes() for path in before} == before
+  assert content(folder / 'checkpoints') == before
   ballast.unlink()
   assert shell(*arguments(folder)).code == 0
   assert_as_undisturbed(folder)
@@ -283,13 +249,27 @@ def test_no_space_for_an_export(shell, undisturbed, disk):
   assert [path.name for path in disk.iterdir()] == ['ballast']
 
 
-def test_no_space_for_the_report(shell, arguments, tmp_path, assert_as_undisturbed):
-  folder = tmp_path / 'run'
+def limited(shell, arguments, folder, size):
+  """A run none of whose files may have more bytes: to it, a disk that fills up as it writes."""
   process = shell(*arguments(folder), wait=False)
-  limit = 60_000  # bytes of any file: more than a checkpoint's have, and less than the report
-  resource.prlimit(process.pid, resource.RLIMIT_FSIZE, (limit, limit))
+  resource.prlimit(process.pid, resource.RLIMIT_FSIZE, (size, size))
   out, err = process.communicate(timeout=300)
-  assert_one_line(SimpleNamespace(code=process.returncode, out=out, err=err), folder)
-  assert 'report.html' in err
+  return SimpleNamespace(code=process.returncode, out=out, err=err)
+
+
+def test_no_space_behind_the_steps_and_for_the_report(
+  shell, arguments, stopped, tmp_path, assert_as_undisturbed
+):
+  folder = shutil.copytree(stopped, tmp_path / 'run')
+  before = content(folder / 'checkpoints')
+  largest = max(len(found) for found in before.values())
+  done = limited(shell, arguments, folder, largest - 1)
+  assert_one_line(done, folder / 'checkpoints')
+  assert 'cannot be written' in done.err and 'make room' in done.err
+  after = content(folder / 'checkpoints')
+  assert {path: after[path] for path in before} == before
+  done = limited(shell, arguments, folder, 2 * largest)  # less than the report has
+  assert_one_line(done, folder / 'report.html')
+  assert json.loads((folder / 'run.json').read_text()) and not (folder / 'result.json').exists()
   assert shell(*arguments(folder)).code == 0
   assert_as_undisturbed(folder)
