@@ -33,6 +33,7 @@ def launch(
 
   def guarded(arguments: list[str]) -> int | None:
     logging.set_verbosity(logging.FATAL)  # what libraries log as errors they also raise
+    sys.unraisablehook = unraisable
     if len(arguments) > 1:
       return fail(f'unknown argument {arguments[1]!r}; flags start with --')
     compilations.keep()
@@ -48,6 +49,12 @@ def launch(
       return INTERRUPTED
 
   app.run(guarded, flags_parser=functools.partial(parse, check_key=check_key))
+
+
+def unraisable(found: Any) -> None:
+  """Leaves out what tensorstore says of each write that came behind one that failed."""
+  if str(found.exc_value) != 'Event loop is closed':
+    sys.__unraisablehook__(found)
 
 
 def fail(message: str) -> int:
