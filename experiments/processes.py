@@ -58,9 +58,12 @@ def joined() -> Iterator[None]:
 
 
 def _meet() -> None:
-  count, index = _number(COUNT), _number(INDEX)
-  if count == 1 or (count is None and not os.environ.get(ADDRESS) and not _detected()):
+  address, count, index = os.environ.get(ADDRESS), _number(COUNT), _number(INDEX)
+  if count == 1 or (count is None and not address and not _detected()):
     return
+  method = 'mpi4py' if _open_mpi() and not _orte() else None
+  if address and None not in (count, index):  # what is said counts, wherever this is
+    method = 'deactivate'
   seconds = _number(TIMEOUT) or 300
   # Behind its own time-out JAX aborts with a page of addresses in memory: this comes before.
   timer = threading.Timer(seconds, _missed, [seconds])
@@ -70,7 +73,7 @@ def _meet() -> None:
     jax.distributed.initialize(
       num_processes=count,
       process_id=index,
-      cluster_detection_method='mpi4py' if _open_mpi() and not _orte() else None,
+      cluster_detection_method=method,
       initialization_timeout=seconds + 60,
       heartbeat_timeout_seconds=HEARTBEAT,
       shutdown_timeout_seconds=FINISH,
