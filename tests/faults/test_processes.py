@@ -151,12 +151,12 @@ def test_launcher_restarts_both_when_one_is_killed(
 ):
   folder = tmp_path / 'run'
   launcher = launched(folder, wait=False)
-  wait_for_step(launcher, folder, 4)
+  wait_for_step(launcher, folder, 7)  # the checkpoint of step 3 is whole before that of 6 begins
   os.kill(child(launcher, 0), signal.SIGKILL)  # the other one loses its coordinator, too
   out, err = launcher.communicate(timeout=300)
   assert launcher.returncode == 0, err
   assert 'process 0 was ended by SIGKILL' in err and 'starting all of them again' in err
-  assert '[0] resuming at step 3' in out and '[1]' not in out
+  assert '[0] resuming at step' in out and '[1]' not in out
   assert trained_steps(folder) == list(range(1, STEPS + 1))
   assert losses(folder) == losses(undisturbed)
   assert_same_export(undisturbed, folder)
