@@ -18,7 +18,7 @@ import signal
 import sys
 import threading
 import traceback
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any, NoReturn
 
 import jax
@@ -180,17 +180,13 @@ def decided(function: Callable[[], Any]) -> Any:
   return value
 
 
-def check_alike(config: Config, data: Any) -> None:
-  """Sees that all processes run the same configuration, packages and data.
+def check_alike(values: Mapping[str, Any]) -> None:
+  """Sees that all processes have the same values, as JSON can hold them.
 
   Raises:
     InputError: they do not, in the first process; the others end without a word.
   """
-  if jax.process_count() == 1:
-    return
-  version = {k: v for k, v in report.versions().items() if k not in report.MACHINE}
-  own = {'config': json.loads(config.to_json()), 'version': version, 'data': data}
-  firsts, *others = [dict(flatten(found)) for found in shard.every(own)]
+  firsts, *others = [dict(flatten(found)) for found in shard.every(values)]
   for index, found in enumerate(others, 1):
     for name in sorted({*firsts, *found}):
       if firsts.get(name) != found.get(name):
@@ -200,6 +196,13 @@ def check_alike(config: Config, data: Any) -> None:
             f'{firsts.get(name)!r}; start all processes of a run alike'
           )
         )
+
+
+def check_setup(config: Config) -> None:
+  """Sees that all processes run the same configuration and packages."""
+  if jax.process_count() > 1:
+    version = {k: v for k, v in report.versions().items() if k not in report.MACHINE}
+    check_alike({'config': json.loads(config.to_json()), 'version': version})
 
 
 def _end(error: Exception | None) -> NoReturn:
@@ -221,15 +224,17 @@ def interruptible() -> Iterator[Callable[[], int]]:
       yield alone
     return
   calls = itertools.count()
-  code = 0
+  code, wanted = 0, entry.PREEMPTED
 
   def stop() -> int:
     nonlocal code
     if not code and multihost_utils.reached_preemption_sync_point(next(calls)):
-      code = entry.PREEMPTED
+      code = wanted
     return code
 
   def ask(number: int, frame: object) -> None:
+    nonlocal wanted
+    wanted = entry.INTERRUPTED
     signal.signal(signal.SIGINT, signal.default_int_handler)  # a second one ends at once
     signal.raise_signal(signal.SIGTERM)
 

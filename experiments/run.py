@@ -76,7 +76,7 @@ def run(job: Job, folder: pathlib.Path) -> int:
   config = job.config
   given = inputs.texts(job)
   given = inputs.features(job) or given
-  processes.check_alike(config, {**given.batches.get_state()['identity'], **job.made_of})
+  processes.check_alike({**given.batches.get_state()['identity'], **job.made_of})
   print('compiling the step', flush=True)
   program, batches = prepare(job, given), given.batches
   forecast = plan.forecast(program.compiled, program.state, program.frozen, program.batch)

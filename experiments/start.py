@@ -16,6 +16,7 @@ def start(config: Config, folder: str | None, *, dry_run: bool, pretrained: bool
   Raises:
     InputError: no folder, or a configuration for the other script.
   """
+  processes.check_setup(config)
   keys.check(config)
   if bool(config.model) != pretrained:
     raise InputError(
