@@ -114,8 +114,8 @@ def run(job: Job, folder: pathlib.Path) -> int:
         if 'rollback/from' in values:
           metrics.cut(step)
           progress.say(
-            f'{config.train.rollback} steps in a row were skipped; going back to step {step}, and '
-            f'on with the rows after step {values["rollback/from"]:.0f}'
+            f'{config.train.rollback} steps in a row were skipped up to step '
+            f'{values["rollback/from"]:.0f}; going back to step {step}, and on with the next rows'
           )
           return
         evaluated = 'eval/loss' in values

@@ -2,6 +2,7 @@
 
 import json
 import pathlib
+import re
 import shutil
 
 import numpy as np
@@ -161,15 +162,14 @@ def test_a_finished_run_goes_on_with_more_steps(
   folder = shutil.copytree(finished, tmp_path / 'run')
   longer = configure(values={'train.steps': 6})
   before = (folder / 'metrics.jsonl').read_text().splitlines()
-  with monkeypatch.context() as patch:  # killed when it has claimed the folder, and again
+  with monkeypatch.context() as patch:  # killed when it has claimed the folder
 
     def fail(*args, **kwargs):
       raise OSError('killed')
 
     patch.setattr(train, 'open_checkpoints', fail)
-    for _ in range(2):
-      with pytest.raises(OSError, match='killed'):
-        launch(longer, folder)
+    with pytest.raises(OSError, match='killed'):
+      launch(longer, folder)
   capsys.readouterr()
   assert launch(longer, folder) == 0
   assert 'resuming at step 4 of 6' in capsys.readouterr().out
@@ -186,6 +186,7 @@ def test_a_finished_run_goes_on_with_more_steps(
     launch(configure(), folder)
 
 
+@pytest.mark.slow
 def test_early_stopping(configure, launch, tmp_path, monkeypatch, capsys, trained_steps):
   # The score of step 2 stays the best.
   monkeypatch.setattr(inputs, 'measure', lambda *_: {'loss': 1.0, 'accuracy': 0.5})
@@ -199,3 +200,27 @@ def test_early_stopping(configure, launch, tmp_path, monkeypatch, capsys, traine
   (folder / 'result.json').unlink()  # as if killed at the end
   assert launch(config, folder) == 0
   assert trained_steps(folder) == [1, 2, 3, 4, 5, 6]
+
+
+@pytest.mark.slow
+def test_going_back_is_the_same_after_an_interruption(
+  configure, launch, tmp_path, interrupt_at, assert_same_export, trained_steps, capsys, monkeypatch
+):
+  # Gradients differ by more than a third, so two long ones in a row do come.
+  values = {'train.steps': 40, 'optim.skip_spikes': 1.35, 'train.rollback': 2}
+  values |= {'train.save_every': 2, 'train.eval_every': 8, 'seed': 1}
+  values |= {'optim.lr': 1e-3, 'data.test': 0.0}
+  config = configure(values=values)
+  assert launch(config, tmp_path / 'whole') == 0
+  out = capsys.readouterr().out
+  found = re.search(r'2 steps in a row were skipped up to step \d+; going back to step (\d+),', out)
+  interrupt_at(int(found[1]) + 1)
+  assert launch(config, tmp_path / 'run') == 130
+  monkeypatch.undo()
+  assert launch(config, tmp_path / 'run') == 0
+  logs = [report.read_metrics(tmp_path / name / 'metrics.jsonl') for name in ('whole', 'run')]
+  for line in (*logs[0], *logs[1]):
+    line.pop('tokens_per_second', None)
+  assert logs[0] == logs[1] and logs[0][-2]['rollbacks'] >= 1
+  assert trained_steps(tmp_path / 'run') == list(range(1, 41))
+  assert_same_export(tmp_path / 'whole', tmp_path / 'run')

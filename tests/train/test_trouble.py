@@ -10,6 +10,7 @@ import pytest
 
 from jaxtune import adapt, optim, train
 from jaxtune.losses import Loss
+from jaxtune.train import checkpoint
 from jaxtune.typing import InputError
 
 STEPS = 12
@@ -103,7 +104,13 @@ def run(prepared, tmp_path):
   return make
 
 
-@pytest.mark.parametrize('stops', [(), (3,), (4,), (5,), (6,), (7,), (8,), (9,), (5, 6, 7, 8)])
+def often(*stops):
+  """These, where a stop tells most, and slowly one after every step."""
+  others = [(at,) for at in range(1, STEPS) if (at,) not in stops]
+  return [*stops, *(pytest.param(at, marks=pytest.mark.slow) for at in others)]
+
+
+@pytest.mark.parametrize('stops', often((), (5,), (7,), (5, 6, 7, 8)))
 def test_goes_back_and_on_behind_the_broken_batches(run, stops):
   state, lines, checkpoints = run({5, 6, 7}, stops, rollback=3, save_every=2)
   # Batch 8 was under way when the third was found broken.
@@ -149,8 +156,8 @@ def test_nowhere_to_go_back_to(run, prepared):
     train.fit(prepared, Rows(), steps=3, rollback=3)
 
 
-@pytest.mark.parametrize('stops', [(), (3,), (4,), (5,), (7,), (8,), (4, 6, 8)])
-@pytest.mark.parametrize('save_every', [0, 3])
+@pytest.mark.parametrize('stops', often((), (7,)))
+@pytest.mark.parametrize('save_every', [0, pytest.param(3, marks=pytest.mark.slow)])
 def test_ends_when_nothing_gets_better(run, stops, save_every):
   losses = {2: 0.9, 4: 0.5, 6: 0.7, 8: 0.5, 10: 0.1, 12: 0.0}
   seen = []
@@ -173,3 +180,24 @@ def test_ends_when_nothing_gets_better(run, stops, save_every):
   before = len(seen)
   again = train.restore(checkpoints, state)
   assert int(again.state.step) == 8 and len(seen) == before
+
+
+def test_what_fails_behind_the_steps_is_told_at_the_next_of_them(prepared, tmp_path, monkeypatch):
+  logged = []
+
+  def full(*args, **kwargs):
+    raise OSError(28, 'No space left on device')
+
+  monkeypatch.setattr(checkpoint, '_digests', full)
+  checkpoints = train.open_checkpoints(tmp_path)
+
+  def log(line):
+    logged.append(line['step'])
+    while checkpoints.manager.is_saving_in_progress():
+      time.sleep(0.001)
+
+  state = jax.tree.map(jnp.copy, prepared.state)
+  options = {'state': state, 'checkpoints': checkpoints, 'log': log}
+  with pytest.raises(InputError, match='/4: the checkpoint cannot be written.*No space left'):
+    train.fit(prepared, Rows(), steps=9, save_every=4, **options)
+  assert logged == [1, 2, 3, 4, 5]
