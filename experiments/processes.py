@@ -15,6 +15,7 @@ import itertools
 import json
 import os
 import signal
+import socket
 import sys
 import threading
 import traceback
@@ -61,6 +62,8 @@ def _meet() -> None:
   address, count, index = os.environ.get(ADDRESS), _number(COUNT), _number(INDEX)
   if count == 1 or (count is None and not address and not _detected()):
     return
+  if address:
+    _check_address(address, listens=index == 0)
   method = 'mpi4py' if _open_mpi() and not _orte() else None
   if address and None not in (count, index):  # what is said counts, wherever this is
     method = 'deactivate'
@@ -78,7 +81,7 @@ def _meet() -> None:
       heartbeat_timeout_seconds=HEARTBEAT,
       shutdown_timeout_seconds=FINISH,
     )
-  except (RuntimeError, TypeError, ValueError) as error:
+  except Exception as error:  # of JAX, of mpi4py or of Kubernetes
     raise InputError(
       f'the processes of this run cannot meet ({str(error).splitlines()[0].rstrip(".")}); set '
       f'{ADDRESS} to host:port of process 0, {COUNT}, and {INDEX} from 0 to one less'
@@ -86,6 +89,19 @@ def _meet() -> None:
   finally:
     timer.cancel()
   _quiet()
+
+
+def _check_address(address: str, listens: bool) -> None:
+  port = address.rpartition(':')[2]
+  if ':' not in address or not port.isdecimal() or not 0 < int(port) < 1 << 16:
+    raise InputError(f'{ADDRESS} is {address!r}; it must be host:port')
+  if listens:  # asked first, because JAX crashes where the port is taken
+    try:
+      socket.create_server(('', int(port))).close()
+    except OSError as error:
+      raise InputError(
+        f'{ADDRESS} is {address}, and process 0 cannot listen there ({error}); choose another port'
+      ) from error
 
 
 def _said(error: BaseException) -> int:
@@ -145,10 +161,10 @@ def _missed(seconds: int) -> None:
 
 def _quiet() -> None:
   """Drops what libraries print to the standard output, and all of it but of the first process."""
+  sys.stdout.flush()
   out = os.dup(1)
   null = os.open(os.devnull, os.O_WRONLY)
   os.dup2(null, 1)
-  sys.stdout.flush()
   if jax.process_index() == 0:
     sys.stdout = os.fdopen(out, 'w', buffering=1)
 

@@ -1,5 +1,7 @@
 """One process is all there is, unless the environment says otherwise; two are in tests/faults."""
 
+import socket
+
 import pytest
 
 from experiments import processes
@@ -32,13 +34,29 @@ def test_one_process_is_as_it_is(environment, monkeypatch, variables):
     raise InputError('own')
 
 
-def test_variables_that_make_no_sense(environment):
-  environment(JAX_NUM_PROCESSES='two')
-  with pytest.raises(InputError, match="JAX_NUM_PROCESSES is 'two'"), processes.joined():
+@pytest.mark.parametrize(
+  ('address', 'count', 'match'),
+  [
+    ('host:1', 'two', "JAX_NUM_PROCESSES is 'two'; it must be a whole number"),
+    ('host', '2', "JAX_COORDINATOR_ADDRESS is 'host'; it must be host:port"),
+    ('host:99999', '2', "is 'host:99999'; it must be host:port"),
+  ],
+)
+def test_variables_that_make_no_sense(environment, address, count, match):
+  environment(JAX_COORDINATOR_ADDRESS=address, JAX_NUM_PROCESSES=count, JAX_PROCESS_ID='0')
+  with pytest.raises(InputError, match=match), processes.joined():
     pass
 
 
+def test_a_port_that_is_taken(environment):
+  with socket.create_server(('', 0)) as taken:
+    address = f'host:{taken.getsockname()[1]}'
+    environment(JAX_COORDINATOR_ADDRESS=address, JAX_NUM_PROCESSES='2', JAX_PROCESS_ID='0')
+    with pytest.raises(InputError, match=f'{address}, and .* in use'), processes.joined():
+      pass
+
+
 def test_a_run_that_has_begun_cannot_meet_others(environment):
-  environment(JAX_NUM_PROCESSES='2', JAX_PROCESS_ID='0', JAX_COORDINATOR_ADDRESS='host:1')
+  environment(JAX_NUM_PROCESSES='2', JAX_PROCESS_ID='1', JAX_COORDINATOR_ADDRESS='host:1')
   with pytest.raises(InputError, match='set JAX_COORDINATOR_ADDRESS'), processes.joined():
     pass
