@@ -122,7 +122,7 @@ def finish(
   config = job.config
   confusion, mistakes = classified(job, params)
   placement = shard.placement(params)
-  params = shard.gather(params)
+  params = shard.gather(params, keep=processes.first())
   if not processes.first():
     return
   stages = scores(job, folder)

@@ -36,10 +36,11 @@ def _put(value: Any, sharding: jax.sharding.Sharding) -> jax.Array:
   return jax.make_array_from_callback(value.shape, sharding, lambda index: value[index])
 
 
-def gather(values: Any) -> Any:
+def gather(values: Any, *, keep: bool = True) -> Any:
   """A tree whose arrays this process holds whole: on a device of its own, or on the host.
 
-  What was cut over processes is put together leaf by leaf, as NumPy arrays in each of them.
+  What was cut over processes is put together leaf by leaf, as NumPy arrays. Of a process that does
+  not want to `keep` it, such a leaf is None: machines hold several processes, and one copy each.
   """
 
   def whole(value: Any) -> Any:
@@ -47,7 +48,8 @@ def gather(values: Any) -> Any:
       return value
     if value.is_fully_replicated:
       return value.addressable_data(0)
-    return multihost_utils.process_allgather(value, tiled=True)
+    made = multihost_utils.process_allgather(value, tiled=True)
+    return made if keep else None
 
   return jax.tree.map(whole, values)
 
