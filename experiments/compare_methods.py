@@ -43,9 +43,10 @@ def start(config: Config, folder: str | None, *, dry_run: bool = False) -> int:
   path = folders.unfinished(config, folder, console)
   if path is None:
     return 0
-  run, corpus = prepared(config)
-  workdir.claim(path, config)  # only now: a comparison that cannot be built leaves no trace
-  return compare(config, path, run, corpus, console)
+  with workdir.locked(path):
+    run, corpus = prepared(config)
+    workdir.claim(path, config)  # only now: a comparison that cannot be built leaves no trace
+    return compare(config, path, run, corpus, console)
 
 
 def plan(console: rich.console.Console, config: Config) -> None:

@@ -48,9 +48,10 @@ def start(config: Config, folder: str | None, *, dry_run: bool = False) -> int:
   path = folders.unfinished(config, folder, console)
   if path is None:
     return 0
-  tasks = make_tasks(config)
-  workdir.claim(path, config)  # only now: a comparison that cannot be built leaves no trace
-  return run(config, path, tasks, console)
+  with workdir.locked(path):
+    tasks = make_tasks(config)
+    workdir.claim(path, config)  # only now: a comparison that cannot be built leaves no trace
+    return run(config, path, tasks, console)
 
 
 def make_tasks(config: Config) -> dict[str, Task]:

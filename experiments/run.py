@@ -81,7 +81,7 @@ def run(job: Job, folder: pathlib.Path) -> int:
   program, batches = prepare(job, given), given.batches
   forecast = plan.forecast(program.compiled, program.state, program.frozen, program.batch)
   # Only now: a run that cannot be built leaves no trace.
-  extends = processes.decided(lambda: workdir.claim(folder, config))
+  extends = processes.decided(lambda: workdir.claim(folder, config, longer=True))
   manager = train.open_checkpoints(
     folder / 'checkpoints', keep=config.train.keep, made_of=job.made_of
   )

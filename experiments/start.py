@@ -32,7 +32,7 @@ def start(config: Config, folder: str | None, *, dry_run: bool, pretrained: bool
   path = pathlib.Path(folder)
 
   def finished() -> dict[str, Any] | None:
-    workdir.check(path, config)
+    workdir.check(path, config, longer=True)
     return workdir.finished(path, config)
 
   done = processes.decided(finished)

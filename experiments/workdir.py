@@ -19,13 +19,13 @@ RUN = 'run.json'
 RESULT = 'result.json'
 LOCK = 'lock'
 # How a finished run will be evaluated, and what is traced of it, changes nothing of the run.
-WITHOUT_EFFECT = ('evaluate.', 'train.profile')
+WITHOUT_EFFECT: tuple[str, ...] = ('evaluate.', 'train.profile')
 LENGTH = ('train.steps', 'train.epochs')  # what may grow when a run is finished
 
 
 @contextlib.contextmanager
 def locked(workdir: pathlib.Path) -> Iterator[None]:
-  """Makes the folder and keeps other runs out of it; a folder that stays empty is removed again.
+  """Makes the folder and keeps other runs out of it; one that it made and that stays empty goes.
 
   The lock ends with the process that holds it, however that ends: what a killed run left is no
   obstacle, and no clock or host name decides anything. Those in the file are for people.
@@ -33,6 +33,7 @@ def locked(workdir: pathlib.Path) -> Iterator[None]:
   Raises:
     InputError: another run is at work in it; it is named.
   """
+  new = not workdir.exists()
   workdir.mkdir(parents=True, exist_ok=True)
   path = workdir / LOCK
   with _lock(path) as file:
@@ -44,8 +45,9 @@ def locked(workdir: pathlib.Path) -> Iterator[None]:
       yield
     finally:
       path.unlink(missing_ok=True)
-      with contextlib.suppress(OSError):
-        workdir.rmdir()
+      if new:
+        with contextlib.suppress(OSError):  # a run is in it
+          workdir.rmdir()
 
 
 def _lock(path: pathlib.Path) -> IO[bytes]:
@@ -70,10 +72,10 @@ def _lock(path: pathlib.Path) -> IO[bytes]:
     file.close()  # its owner has removed it in between
 
 
-def check(workdir: pathlib.Path, config: Config) -> None:
+def check(workdir: pathlib.Path, config: Config, *, longer: bool = False) -> None:
   """Sees that the folder is free, or holds a run of this very configuration.
 
-  A finished run may be given more steps.
+  With `longer` a finished run may be given more steps.
 
   Raises:
     InputError: it holds a run of another configuration, or of a newer version of jaxtune.
@@ -82,8 +84,9 @@ def check(workdir: pathlib.Path, config: Config) -> None:
     return
   found = dict(flatten(read_run(workdir)['config']))
   given = dict(flatten(json.loads(config.to_json())))
-  longer = result(workdir) and _longer(given, found)
-  free = (*WITHOUT_EFFECT, *LENGTH) if longer else WITHOUT_EFFECT
+  free = WITHOUT_EFFECT
+  if longer and result(workdir) and _longer(given, found):
+    free += LENGTH
   differences = [
     f'{name} is {found.get(name, "missing")!r} there and {given.get(name, "missing")!r} here'
     for name in sorted({*found, *given})
@@ -103,12 +106,12 @@ def _longer(given: Mapping[str, Any], found: Mapping[str, Any]) -> bool:
   return given[steps] == found[steps] and given[epochs] > found[epochs]
 
 
-def claim(workdir: pathlib.Path, config: Config) -> int:
+def claim(workdir: pathlib.Path, config: Config, *, longer: bool = False) -> int:
   """Makes the folder this configuration's own; a finished run in it is one no more.
 
   Returns the last step of the finished run that is given more steps, 0 where there is none.
   """
-  check(workdir, config)
+  check(workdir, config, longer=longer)
   run = read_run(workdir) if (workdir / RUN).exists() else None
   if run is None or length(Config(run['config'])) != length(config):
     done = result(workdir) or {}
@@ -170,7 +173,7 @@ def finished(workdir: pathlib.Path, config: Config) -> dict[str, Any] | None:
 def length(config: Config) -> dict[str, Any]:
   """The keys of a configuration that may grow."""
   values = dict(flatten(config))
-  return {name: values[name] for name in LENGTH}
+  return {name: values.get(name) for name in LENGTH}
 
 
 def measured(workdir: pathlib.Path, stage: str) -> dict[str, float]:
