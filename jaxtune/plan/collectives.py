@@ -60,8 +60,10 @@ def collectives(compiled: Any) -> list[Collective]:
     for place, line in enumerate(lines):
       for kind, size in _operations(line):
         channel = _CHANNEL.search(line)
-        # A TPU's compiler spreads one gather over several fusions that name the same channel.
-        key = (kind, size, channel[1]) if channel and kind == 'all-gather' else (name, place)
+        # A TPU's compiler spreads one gather over several fusions that name the same channel. What
+        # `shard.locally` sends all has channel 1.
+        shared = kind == 'all-gather' and channel and channel[1] != '1'
+        key = (kind, size, channel[1]) if shared and channel else (name, place)
         if times[name]:
           found.setdefault(key, Collective(kind, size, times[name]))
   return list(found.values())
