@@ -83,8 +83,8 @@ class AdaLoRA:
     return base + (self._left() @ self.b).astype(base.dtype)
 
   def dot(self, x: jax.Array) -> jax.Array:
-    low = x @ self._left().astype(x.dtype)
-    return ops.dot(x, self.base) + low @ self.b.astype(x.dtype)
+    low = ops.matmul(x, self._left().astype(x.dtype))
+    return ops.dot(x, self.base) + ops.matmul(low, self.b.astype(x.dtype))
 
   def dot_transposed(self, x: jax.Array) -> jax.Array:
     low = x @ self.b.T.astype(x.dtype)

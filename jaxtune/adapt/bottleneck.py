@@ -45,8 +45,8 @@ class Bottleneck:
     return self.base.shape
 
   def _adapted(self, y: jax.Array) -> jax.Array:
-    low = ACTIVATIONS[self.activation](y @ self.down.astype(y.dtype))
-    return y + low @ self.up.astype(y.dtype)
+    low = ACTIVATIONS[self.activation](ops.matmul(y, self.down.astype(y.dtype)))
+    return y + ops.matmul(low, self.up.astype(y.dtype))
 
   def affine(self, x: jax.Array, bias: jax.Array | None) -> jax.Array:
     return self._adapted(ops.affine(x, self.base, bias))

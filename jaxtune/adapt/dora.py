@@ -62,8 +62,8 @@ class DoRA:
     return y * jnp.expand_dims(stretch, range(y.ndim - 1))
 
   def dot(self, x: jax.Array) -> jax.Array:
-    low = (x @ self.a.astype(x.dtype)) * self.scale.astype(x.dtype)
-    return self._stretched(ops.dot(x, self.base) + low @ self.b.astype(x.dtype))
+    low = ops.matmul(x, self.a.astype(x.dtype)) * self.scale.astype(x.dtype)
+    return self._stretched(ops.dot(x, self.base) + ops.matmul(low, self.b.astype(x.dtype)))
 
   def dot_transposed(self, x: jax.Array) -> jax.Array:
     x = self._stretched(x)

@@ -53,8 +53,8 @@ class LoRA:
     return base + delta.astype(base.dtype)
 
   def dot(self, x: jax.Array) -> jax.Array:
-    low = (x @ self.a.astype(x.dtype)) * self.scale.astype(x.dtype)
-    return ops.dot(x, self.base) + low @ self.b.astype(x.dtype)
+    low = ops.matmul(x, self.a.astype(x.dtype)) * self.scale.astype(x.dtype)
+    return ops.dot(x, self.base) + ops.matmul(low, self.b.astype(x.dtype))
 
   def dot_transposed(self, x: jax.Array) -> jax.Array:
     low = (x @ self.b.T.astype(x.dtype)) * self.scale.astype(x.dtype)
@@ -92,8 +92,8 @@ class DroppedLoRA(LoRA):
       return LoRA.dot(self, x)
     keep = jax.random.bernoulli(self.key, 1 - self.dropout, x.shape)
     kept = jnp.where(keep, x / (1 - self.dropout).astype(x.dtype), jnp.zeros((), x.dtype))
-    low = (kept @ self.a.astype(x.dtype)) * self.scale.astype(x.dtype)
-    return ops.dot(x, self.base) + low @ self.b.astype(x.dtype)
+    low = ops.matmul(kept, self.a.astype(x.dtype)) * self.scale.astype(x.dtype)
+    return ops.dot(x, self.base) + ops.matmul(low, self.b.astype(x.dtype))
 
   def materialize(self) -> jax.Array:
     if self.key is not None:

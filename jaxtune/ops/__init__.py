@@ -7,6 +7,7 @@ from jaxtune.ops.cross_entropy import (
   chunked_cross_entropy,
   cross_entropy,
 )
+from jaxtune.ops.matmul import matmul
 from jaxtune.ops.norm import layer_norm, rms_norm
 from jaxtune.ops.pool import POOLINGS, normalize, pool
 from jaxtune.ops.rope import Rope, Table, rope_table, rotate
@@ -44,6 +45,7 @@ __all__ = [
   'layer_norm',
   'materialize',
   'materialize_all',
+  'matmul',
   'normalize',
   'pool',
   'reach',

@@ -12,6 +12,7 @@ import jax.numpy as jnp
 from jax.ad_checkpoint import checkpoint_name
 
 from jaxtune import tree
+from jaxtune.ops.matmul import matmul
 from jaxtune.typing import Params, is_weight
 
 _KERNEL = re.compile(r'(^|/)kernel$')
@@ -26,7 +27,7 @@ def dot(x: jax.Array, w: Any) -> jax.Array:
   """
   if getattr(w, 'recomputes', False):
     return w.dot(x)
-  return checkpoint_name(w.dot(x) if is_weight(w) else x @ w.astype(x.dtype), 'product')
+  return checkpoint_name(w.dot(x) if is_weight(w) else matmul(x, w.astype(x.dtype)), 'product')
 
 
 def affine(x: jax.Array, w: Any, bias: jax.Array | None = None) -> jax.Array:
