@@ -10,7 +10,7 @@ from ml_collections.config_dict import ConfigDict as Config
 from configs import base
 from experiments import objective, trace
 from experiments.tasks import TASKS
-from jaxtune import adapt, data
+from jaxtune import adapt, data, models
 from jaxtune.typing import InputError
 
 # Keys that a rule, a method, an objective or the data name.
@@ -94,6 +94,8 @@ def check(config: Config) -> None:
     ('evaluate.score', SCORES),
     ('task', TASKS),
     ('dtype', DTYPES),
+    ('train.dtype', DTYPES),
+    ('train.remat', models.REMAT),
     ('data.supervise', SUPERVISE),
     ('data.pack', PACKS),
     ('data.bad', BAD),

@@ -204,6 +204,8 @@ def make(
   if c.kl:
     chunk = config.train.chunk or None
     made = losses.kl_to_reference(made, model, adapt.policy_and_reference, c.kl, chunk)
+  if config.train.dtype:
+    made = losses.computed_in(made, config.train.dtype)
   if c.l2_sp:
     # The head of a language model is not new: it is pulled to its start as all else.
     language = config.task == 'masked_lm' or tasks.TASKS[config.task].outputs is None

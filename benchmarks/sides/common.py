@@ -17,6 +17,15 @@ import numpy as np
 VOCABULARY, WIDTH, HIDDEN, LAYERS = 8192, 512, 1408, 12
 HEADS, KV_HEADS, HEAD_WIDTH = 8, 4, 64
 BATCH, LENGTH = 4, 256
+SHAPES: dict[str, dict[str, int]] = {  # in what they differ from that; `arguments` takes one
+  'base': {},
+  'long': {'BATCH': 1, 'LENGTH': 2048},
+  'vocabulary': {'VOCABULARY': 32768},
+  '1b': {  # of Llama 3.2 1B
+    **{'VOCABULARY': 128256, 'WIDTH': 2048, 'HIDDEN': 8192, 'LAYERS': 16},
+    **{'HEADS': 32, 'KV_HEADS': 8, 'HEAD_WIDTH': 64, 'BATCH': 8, 'LENGTH': 1024},
+  },
+}
 RANK, ALPHA = 16, 32.0
 EPSILON, ROPE_BASE = 1e-5, 1_000_000.0  # the base that Tunix has built in
 LEARNING_RATE = {'full': 3e-4}
@@ -37,16 +46,29 @@ METHODS: dict[str, dict[str, Any]] = {
 }
 BETAS, ADAM_EPSILON, WEIGHT_DECAY = (0.9, 0.999), 1e-8, 0.01
 
-# The linear layers of one block, `[in, out]`.
-LINEAR = {
-  'q': (WIDTH, HEADS * HEAD_WIDTH),
-  'k': (WIDTH, KV_HEADS * HEAD_WIDTH),
-  'v': (WIDTH, KV_HEADS * HEAD_WIDTH),
-  'o': (HEADS * HEAD_WIDTH, WIDTH),
-  'gate': (WIDTH, HIDDEN),
-  'up': (WIDTH, HIDDEN),
-  'down': (HIDDEN, WIDTH),
-}
+
+def linear() -> dict[str, tuple[int, int]]:
+  """The linear layers of one block, `[in, out]`."""
+  return {
+    'q': (WIDTH, HEADS * HEAD_WIDTH),
+    'k': (WIDTH, KV_HEADS * HEAD_WIDTH),
+    'v': (WIDTH, KV_HEADS * HEAD_WIDTH),
+    'o': (HEADS * HEAD_WIDTH, WIDTH),
+    'gate': (WIDTH, HIDDEN),
+    'up': (WIDTH, HIDDEN),
+    'down': (HIDDEN, WIDTH),
+  }
+
+
+def flops(method: str) -> float:
+  """Of one step: 2 for each weight and token forwards, as many again for the gradient of its input,
+  and of itself if it trains; and causal attention, whose backward pass is twice its forward one.
+  The adapters' own, about 1%, do not count, nor what is computed again."""
+  tokens = BATCH * LENGTH
+  weights = LAYERS * sum(rows * columns for rows, columns in linear().values())
+  attention = 2 * LENGTH * HEADS * HEAD_WIDTH * LAYERS
+  passes = 3 if method == 'full' else 2
+  return tokens * (2.0 * passes * (weights + VOCABULARY * WIDTH) + 3.0 * attention)
 
 
 def embedding() -> np.ndarray:
@@ -57,7 +79,7 @@ def embedding() -> np.ndarray:
 def weights(layer: int) -> dict[str, np.ndarray]:
   """The matrices of one layer, `[in, out]`, the same for every side."""
   return {
-    name: _normal(1 + layer * 16 + i, shape) for i, (name, shape) in enumerate(LINEAR.items())
+    name: _normal(1 + layer * 16 + i, shape) for i, (name, shape) in enumerate(linear().items())
   }
 
 
@@ -65,7 +87,7 @@ def adapters(layer: int) -> dict[str, np.ndarray]:
   """LoRA's A of one layer, `[in, R]`; B starts at zero."""
   return {
     name: _normal(9 + layer * 16 + i, (inputs, RANK))
-    for i, (name, (inputs, _)) in enumerate(LINEAR.items())
+    for i, (name, (inputs, _)) in enumerate(linear().items())
   }
 
 
@@ -93,12 +115,19 @@ def _normal(seed: int, shape: tuple[int, ...]) -> np.ndarray:
 
 
 def arguments() -> argparse.Namespace:
+  """The options of a side; the numbers above become those of the shape."""
   parser = argparse.ArgumentParser()
+  parser.add_argument('--shape', choices=SHAPES, default='base')
+  parser.add_argument('--device', choices=('cpu', 'gpu'), default='cpu')
+  parser.add_argument('--chunk', type=int, default=None)
   parser.add_argument('--method', choices=METHODS, required=True)
   parser.add_argument('--steps', type=int, default=8)
   parser.add_argument('--threads', type=int, default=None)
   parser.add_argument('--remat', action='store_true')
-  return parser.parse_args()
+  parser.add_argument('--accumulate', type=int, default=1)
+  options = parser.parse_args()
+  globals().update(SHAPES[options.shape])
+  return options
 
 
 def packages(*names: str) -> dict[str, str]:
@@ -110,10 +139,18 @@ def packages(*names: str) -> dict[str, str]:
     sys.exit(0)
 
 
-def report(step: Callable[[np.ndarray], float], steps: int, versions: dict[str, str]) -> None:
+def report(
+  step: Callable[[np.ndarray], float],
+  steps: int,
+  versions: dict[str, str],
+  method: str,
+  device: str = '',
+  device_peak: Callable[[], int] | None = None,
+) -> None:
   """Times `step(tokens) -> loss` after two steps of warm-up and prints one line of JSON.
 
-  The peak is the process's own, compiler and start-up included, in MB of 10^6 bytes.
+  The peak is the process's own, compiler and start-up included, in MB of 10^6 bytes; on a GPU that
+  of the device's memory.
   """
   losses, seconds = [], []
   for tokens, _ in zip(batches(), range(2 + steps), strict=False):
@@ -123,7 +160,11 @@ def report(step: Callable[[np.ndarray], float], steps: int, versions: dict[str, 
   peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (
     1 if sys.platform == 'darwin' else 1024
   )
+  peak = peak if device_peak is None else device_peak()
   result: dict[str, Any] = {
+    'device': device,
+    'tokens': BATCH * LENGTH,
+    'flops': flops(method),
     'seconds': seconds[2:],
     'first_seconds': seconds[0],
     'losses': losses,

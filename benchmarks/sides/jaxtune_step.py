@@ -14,18 +14,22 @@ def main() -> None:
 
   import jaxtune as jt
 
-  def stacked(shared, name: str) -> jax.Array:
-    return jnp.array(np.stack([shared(layer)[name] for layer in range(common.LAYERS)]))
+  low = options.device == 'gpu'
+  base = jnp.bfloat16 if low and options.method != 'full' else jnp.float32
+
+  def stacked(shared, name: str, dtype=jnp.float32) -> jax.Array:
+    whole = np.stack([shared(layer)[name] for layer in range(common.LAYERS)])
+    return jnp.asarray(whole, dtype)
 
   ones = jnp.ones((common.LAYERS, common.WIDTH))
   block = {
     'attn_norm': {'scale': ones},
-    'attn': {name: stacked(common.weights, name) for name in ('q', 'k', 'v', 'o')},
+    'attn': {name: stacked(common.weights, name, base) for name in ('q', 'k', 'v', 'o')},
     'mlp_norm': {'scale': ones},
-    'mlp': {name: stacked(common.weights, name) for name in ('gate', 'up', 'down')},
+    'mlp': {name: stacked(common.weights, name, base) for name in ('gate', 'up', 'down')},
   }
   params = {
-    'embed': {'tokens': jnp.array(common.embedding())},
+    'embed': {'tokens': jnp.asarray(common.embedding(), base)},
     'decoder': {f'0-{common.LAYERS - 1}': block},
     'norm': {'scale': ones[0]},
   }
@@ -40,7 +44,7 @@ def main() -> None:
       head_width=common.HEAD_WIDTH,
       rope=jt.ops.Rope(common.ROPE_BASE),
       epsilon=common.EPSILON,
-      remat=options.remat,
+      remat='full' if options.remat else 'products',
     )
   )
 
@@ -54,22 +58,31 @@ def main() -> None:
     own['also'] = None  # the head is the embedding
   params = jt.adapt.create(options.method, jax.random.key(0), params, **own)
   params = jt.tree.map_weights(with_shared_start, params)
-  trainable, frozen = jt.adapt.trainable(params)
-  optimizer = common.adamw(options.method)
-  state = jt.train.init_state(trainable, optimizer, jax.random.key(0))
-  del (
+  objective = jt.losses.causal_lm(model, chunk=options.chunk)
+  program = jt.train.prepare(
+    model,
     params,
-    block,
-    trainable,
-  )  # the step donates what is trained; a second copy would count as its memory
-  step = jax.jit(jt.train.make_step(jt.losses.causal_lm(model), optimizer), donate_argnums=0)
+    jt.losses.computed_in(objective, 'bfloat16') if low else objective,
+    common.adamw(options.method),
+    iter(()),
+    example={'tokens': next(common.batches())},
+    accumulate=options.accumulate,
+  )
+  state = program.state
+  del params, block  # the step donates what is trained; a second copy would count as its memory
 
   def one(tokens: np.ndarray) -> float:
     nonlocal state
-    state, metrics = step(state, frozen, {'tokens': tokens})
+    state, metrics = program.step(state, program.frozen, program.place({'tokens': tokens}))
     return float(metrics['loss'])
 
-  common.report(one, options.steps, versions)
+  device = jax.devices()[0]
+
+  def device_peak() -> int:
+    return device.memory_stats()['peak_bytes_in_use']
+
+  peak = device_peak if low else None
+  common.report(one, options.steps, versions, options.method, device.device_kind, peak)
 
 
 if __name__ == '__main__':

@@ -41,7 +41,10 @@ def main() -> None:
   import torch
   import transformers
 
-  torch.set_num_threads(options.threads)
+  device = 'cuda' if options.device == 'gpu' else 'cpu'
+  low = torch.bfloat16 if device == 'cuda' else torch.float32
+  if options.threads:
+    torch.set_num_threads(options.threads)
   config = transformers.LlamaConfig(
     vocab_size=common.VOCABULARY,
     hidden_size=common.WIDTH,
@@ -60,7 +63,7 @@ def main() -> None:
 
   def linears(layer: int) -> dict:
     block = model.get_decoder().layers[layer]
-    homes = {name: block.self_attn if name in 'qkvo' else block.mlp for name in common.LINEAR}
+    homes = {name: block.self_attn if name in 'qkvo' else block.mlp for name in common.linear()}
     return {name: getattr(home, f'{name}_proj') for name, home in homes.items()}
 
   def put(parameter, value: np.ndarray) -> None:
@@ -70,6 +73,8 @@ def main() -> None:
   for layer in range(common.LAYERS):
     for name, value in common.weights(layer).items():
       put(linears(layer)[name].weight, value.T)
+  # What trains stays float32 and is computed in bfloat16, as on the other side.
+  model.to(device, torch.float32 if options.method == 'full' else low)
   if options.remat:
     model.gradient_checkpointing_enable({'use_reentrant': False})
   tuned = model
@@ -91,14 +96,17 @@ def main() -> None:
   )
 
   def one(tokens: np.ndarray) -> float:
-    ids = torch.from_numpy(tokens).long()
+    ids = torch.from_numpy(tokens).long().to(device)
     optimizer.zero_grad()
-    loss = tuned(input_ids=ids, labels=ids).loss
+    with torch.autocast(device, torch.bfloat16, enabled=device == 'cuda'):
+      loss = tuned(input_ids=ids, labels=ids).loss
     loss.backward()
     optimizer.step()
     return loss.item()
 
-  common.report(one, options.steps, versions)
+  name = torch.cuda.get_device_name() if device == 'cuda' else ''
+  peak = torch.cuda.max_memory_allocated if device == 'cuda' else None
+  common.report(one, options.steps, versions, options.method, name, peak)
 
 
 if __name__ == '__main__':

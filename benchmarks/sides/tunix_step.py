@@ -65,7 +65,7 @@ def main() -> None:
     loss, _, _ = step({'input_tokens': jnp.asarray(tokens), **rest})
     return float(loss)
 
-  common.report(one, options.steps, versions)
+  common.report(one, options.steps, versions, options.method)
 
 
 if __name__ == '__main__':

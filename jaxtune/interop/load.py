@@ -19,7 +19,7 @@ def load(
   source: str | os.PathLike[str],
   *,
   dtype: Any = None,
-  remat: bool = False,
+  remat: str = 'products',
   shardings: Callable[[ModelSpec, Params], Any] | None = None,
 ) -> tuple[ModelSpec, Params]:
   """Reads a model: `model, params = load('folder')`.
@@ -33,7 +33,7 @@ def load(
     source: folder, `.gguf` file, or Hub id (needs `huggingface_hub` and a network or its cache).
     dtype: of all parameters. None keeps the file's: float16 and bfloat16 stay, and the model then
       computes in them; GGUF is dequantized to float32.
-    remat: recompute activations in the backward pass (`config.remat`).
+    remat: what the backward pass computes again (`config.remat`).
     shardings: `(model, shapes of the parameters) -> tree of shardings`; each device's part is then
       read for itself, without the whole leaf on the host. For a mesh of `jaxtune.shard`:
       `lambda model, shapes: shard.param_shardings(mesh, shapes, model.axes(shapes))`. By default

@@ -34,6 +34,7 @@ from jaxtune.losses.log_probs import log_probs as log_probs
 from jaxtune.losses.log_probs import token_log_probs as token_log_probs
 from jaxtune.losses.loss import Loss as Loss
 from jaxtune.losses.loss import Objective as Objective
+from jaxtune.losses.low_precision import computed_in as computed_in
 from jaxtune.losses.masked_lm import mask_tokens as mask_tokens
 from jaxtune.losses.masked_lm import masked_lm as masked_lm
 from jaxtune.losses.mean_squared_error import huber as huber

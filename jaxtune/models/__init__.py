@@ -15,11 +15,13 @@ from jaxtune.models.query_key import query_key_maxima
 from jaxtune.models.resize import resize
 from jaxtune.models.sample import Sampling, sample
 from jaxtune.models.spec import ModelSpec
+from jaxtune.models.stack import REMAT
 from jaxtune.models.student import student
 from jaxtune.models.vision import VisionConfig, pool_image, vision
 from jaxtune.tree import cut
 
 __all__ = [
+  'REMAT',
   'BlockConfig',
   'Cache',
   'DecoderConfig',

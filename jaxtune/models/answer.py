@@ -89,7 +89,7 @@ def _answer(
       return x, memory.keys, memory.values
 
     x = ops.take(params['embed']['tokens'], last)
-    x, keys, values = stack.scan_stack(layer, params['decoder'], (x, keys, values), None, False)
+    x, keys, values = stack.scan_stack(layer, params['decoder'], (x, keys, values), None, 'none')
     x = apply(block.norm(config), params['decoder_norm'], x)
     new = jnp.argmax(model.head(params, x), axis=-1).astype(jnp.int32)
     new = jnp.where(ended, eos, new)

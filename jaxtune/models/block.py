@@ -21,7 +21,7 @@ from jaxtune.models import stack, virtual
 from jaxtune.models.experts import Experts, Router
 from jaxtune.models.layers import LayerNorm, RMSNorm, activation, apply, dropout, matrix
 from jaxtune.models.spec import gathered
-from jaxtune.typing import Key, Params
+from jaxtune.typing import InputError, Key, Params
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -53,7 +53,8 @@ class BlockConfig:
     normalize_gates: whether the weights of a token's experts sum to one.
     sparse: which layers have experts; empty for all.
     dropout: of each sublayer's output and of the embeddings, where a key is given.
-    remat: compute a layer's activations again in the backward pass.
+    remat: what of a layer the backward pass computes again, a name of `stack.REMAT`: 'none',
+      'products' (what lies between products) or 'full'.
     outputs: of a classifier in place of the model's own outputs.
     each_token: whether the classifier labels every token instead of the text.
     init_scale: standard deviation of fresh matrices.
@@ -91,7 +92,7 @@ class BlockConfig:
   normalize_gates: bool = True
   sparse: tuple[bool, ...] = ()
   dropout: float = 0.0
-  remat: bool = False
+  remat: str = 'products'
   outputs: int = 0
   each_token: bool = False
   init_scale: float = 0.02
@@ -99,6 +100,8 @@ class BlockConfig:
   def __post_init__(self):
     object.__setattr__(self, 'kv_heads', self.kv_heads or self.heads)
     object.__setattr__(self, 'head_width', self.head_width or self.width // self.heads)
+    if self.remat not in stack.REMAT:
+      raise InputError(f'remat is {self.remat!r}; choose one of {", ".join(stack.REMAT)}')
 
 
 AXES = (

@@ -209,7 +209,7 @@ def _go_on(
     return x, memory.keys, memory.values
 
   state = (_embed(config, params, x, earlier), cache.keys, cache.values)
-  x, keys, values = stack.scan_stack(layer, params['decoder'], state, None, False)
+  x, keys, values = stack.scan_stack(layer, params['decoder'], state, None, 'none')
   x = apply(block.norm(config), params['norm'], x).reshape(batch, length, config.width)
   return x, Cache(keys, values, held, cache.length + length, positions[:, -1])
 

@@ -7,7 +7,7 @@ functions here read the segments from the keys.
 
 import functools
 import itertools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -17,9 +17,15 @@ from jax import lax
 from jaxtune.tree import bounds, segments
 from jaxtune.typing import Key, Params
 
-# What scan keeps it zero-fills, writes and reads: on CPU, keeping everything takes 6% more time
-# than computing the cheap parts again, and twice the memory.
-_PRODUCTS = jax.checkpoint_policies.save_only_these_names('product')
+# What of a layer the backward pass computes again: 'none'; 'products', what lies between products
+# (`ops.dot`, `ops.attention`): norms, rotation, softmax, activation; or in 'full' everything but
+# what goes from layer to layer. What is kept scan zero-fills, writes and reads: on CPU 'none' takes
+# 6% more time than 'products', and twice the memory.
+REMAT: Mapping[str, Any] = {
+  'none': jax.checkpoint_policies.everything_saveable,
+  'products': jax.checkpoint_policies.save_only_these_names('product'),
+  'full': jax.checkpoint_policies.nothing_saveable,
+}
 
 
 def init_stack(init_layer: Callable[..., Params], key: Key, kinds: Sequence[Any]) -> Params:
@@ -42,7 +48,7 @@ def scan_stack(
   stack: Params,
   x: Any,
   key: Key | None,
-  remat: bool,
+  remat: str,
 ) -> Any:
   """`x` through all layers in order; the body is compiled once a segment.
 
@@ -51,9 +57,7 @@ def scan_stack(
     stack: segments of stacked parameters.
     x: activations, or a tree of what goes from layer to layer.
     key: for dropout; every layer gets its own, the same however the stack is cut. None for none.
-    remat: keep only the activations between layers and compute the rest again in the backward pass;
-      else keep the products too (`ops.dot`, `ops.attention`) and compute only what lies between
-      them again: norms, rotation, softmax, activation.
+    remat: a name of `REMAT`.
   """
 
   def body(x: Any, xs: tuple[Params, jax.Array]) -> tuple[Any, None]:
@@ -62,7 +66,7 @@ def scan_stack(
     return layer(params, x, index, own), None
 
   # Under scan nothing can be merged across iterations anyway, and the barrier costs time.
-  body = jax.checkpoint(body, prevent_cse=False, policy=None if remat else _PRODUCTS)
+  body = jax.checkpoint(body, prevent_cse=False, policy=REMAT[remat])
   for segment in segments(stack):
     first, end = bounds(segment)
     x, _ = lax.scan(body, x, (stack[segment], jnp.arange(first, end)))

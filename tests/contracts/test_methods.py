@@ -89,7 +89,7 @@ def shards(method, kind, made):
 
     return jax.jit(jax.grad(loss))
 
-  config = dataclasses.replace(made.model.config, remat=True)
+  config = dataclasses.replace(made.model.config, remat='full')
   again = dataclasses.replace(made, model=models.build(config))
   want = gradient(made)(trainable, frozen)
   grid = shard.mesh({'data': 1, 'fsdp': 8})

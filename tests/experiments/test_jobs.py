@@ -31,7 +31,7 @@ JOBS = {
   'regression lora': ('regression', {'method.quantize': 'nf4'}),
   'regression full': ('regression', {'method.name': 'full', 'train.accumulate': 2}),
   'pairs lora': ('causal_lm', PAIRS),
-  'pairs full': ('causal_lm', PAIRS | {'method.name': 'full', 'train.remat': True}),
+  'pairs full': ('causal_lm', PAIRS | {'method.name': 'full', 'train.remat': 'full'}),
   'packed text lora': (
     'causal_lm',
     {

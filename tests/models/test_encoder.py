@@ -110,7 +110,7 @@ def test_dropout_is_the_same_however_the_stack_is_cut_and_recomputed(params):
     return model.apply(params, tokens, key=jax.random.key(3))
 
   cut = {**params, 'encoder': models.cut(params['encoder'], 2)}
-  np.testing.assert_allclose(apply(cut, True), apply(params, False), atol=1e-5)
+  np.testing.assert_allclose(apply(cut, 'full'), apply(params, 'none'), atol=1e-5)
 
 
 def test_bfloat16_parameters_give_bfloat16_states(params):

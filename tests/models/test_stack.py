@@ -62,8 +62,26 @@ def test_cutting_and_recomputing_change_neither_values_nor_gradients(family):
     return {**params, family: models.cut(models.cut(params[family], 2), 1)}
 
   assert set(cut(params)[family]) == {'0-0', '1-1', '2-2'}
-  remat = models.build(dataclasses.replace(model.config, remat=True))
-  close(value_and_gradient(remat)(cut(params)), (value, cut(gradient)))
+  for remat in ('full', 'none'):
+    other = models.build(dataclasses.replace(model.config, remat=remat))
+    close(value_and_gradient(other)(cut(params)), (value, cut(gradient)))
+
+
+def test_what_is_kept_grows_from_full_to_none():
+  """Temporary bytes of a backward pass."""
+
+  def held(remat):
+    model = models.build(dataclasses.replace(MODELS['decoder'].config, layers=8, remat=remat))
+    shapes = jax.eval_shape(model.init, jax.random.key(0))
+    compiled = value_and_gradient(model).lower(shapes).compile()
+    return compiled.memory_analysis().temp_size_in_bytes
+
+  assert held('full') < 0.9 * held('products') < 0.8 * held('none')
+
+
+def test_an_unknown_name_of_remat_is_refused():
+  with pytest.raises(InputError, match="remat is 'all'; choose one of none, products, full"):
+    models.DecoderConfig(remat='all')
 
 
 def test_segments_are_named_by_their_first_and_last_layer():
@@ -97,9 +115,9 @@ def test_segments_are_scanned_in_the_order_of_layers():
     return x * 2 + params['w']
 
   layers = {'0-11': {'w': jnp.arange(12.0)}}
-  want = stack.scan_stack(append, layers, jnp.zeros(()), None, remat=False)
+  want = stack.scan_stack(append, layers, jnp.zeros(()), None, remat='none')
   cut = models.cut(models.cut(layers, 2), 10)
-  assert stack.scan_stack(append, cut, jnp.zeros(()), None, remat=False) == want
+  assert stack.scan_stack(append, cut, jnp.zeros(()), None, remat='none') == want
   assert want == sum(2.0 ** (11 - n) * n for n in range(12))
 
 
@@ -110,5 +128,5 @@ def test_every_layer_gets_a_key_of_its_own():
   key = jax.random.key(0)
   layers = {'0-2': {'one': jnp.ones(3)}}
   want = sum(jax.random.uniform(jax.random.fold_in(key, n)) for n in range(3))
-  got = stack.scan_stack(add, layers, jnp.zeros(()), key, remat=False)
+  got = stack.scan_stack(add, layers, jnp.zeros(()), key, remat='none')
   np.testing.assert_allclose(got, want, rtol=1e-6)

@@ -175,7 +175,7 @@ def test_cutting_and_lanes_change_nothing(params):
   model, own = MODELS['clip'], params['clip']
   want = jax.jit(model.apply)(own, IMAGES)
   cut = {**own, 'encoder': models.cut(own['encoder'], 1)}
-  remat = models.vision(dataclasses.replace(CLIP, remat=True))
+  remat = models.vision(dataclasses.replace(CLIP, remat='full'))
   np.testing.assert_allclose(remat.apply(cut, IMAGES), want, atol=2e-5)
   two = jax.tree.map(lambda x: np.stack([0.9 * x, x]), own)
   got = jax.vmap(model.apply, in_axes=(0, None))(two, IMAGES)
