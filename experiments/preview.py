@@ -30,6 +30,9 @@ def preview(job: Job) -> int:
   forecast = plan.forecast(program.compiled, program.state, program.frozen, program.batch)
   for name, size in forecast._asdict().items():
     print(f'  {name:12} {size / 2**20:10.1f} MiB')
+  kernels = plan.attention_kernels(program.compiled)
+  if kernels:
+    print(f'kernel of attention: {", ".join(kernels)}')
   return 0
 
 

@@ -301,8 +301,15 @@ def _attend(
   if causal and spread and seen is None:
     seen = ops.visible(None, None, True, q.shape[1])
 
+  fixed: dict[str, Any] = {}
+  if isinstance(seen, ops.Visible):
+    limits = {'behind': seen.behind, 'ahead': seen.ahead}
+    fixed = {name: x for name, x in limits.items() if isinstance(x, np.generic)}
+
   def own(q: jax.Array, k: jax.Array, v: jax.Array, seen: Seen) -> jax.Array:
     k, v = (shard.all_gather(x, 1, 'sequence') for x in (k, v))
+    if isinstance(seen, ops.Visible):
+      seen = dataclasses.replace(seen, **fixed)  # numbers still, by which a kernel is chosen
     return attend(q, k, v, seen, causal=causal and not spread)
 
   names = ('rows', 'length', None if whole else 'heads', None)
@@ -319,12 +326,14 @@ def _names(seen: Seen) -> Any:
     return None
   if not isinstance(seen, ops.Visible):
     return one(seen, 'rows', *[None] * (seen.ndim - 3), 'length', None)
-  last = ('length', None, 'length', None, None, None)  # of each field
-  fields: list[Any] = [
-    None if x is None else one(x, *('rows', name)[: np.ndim(x)])
-    for x, name in zip(seen, last, strict=True)
-  ]
-  return ops.Visible(*fields)
+  fields: dict[str, Any] = {}
+  for field in dataclasses.fields(seen):
+    value = getattr(seen, field.name)
+    if isinstance(value, jax.Array | np.ndarray):
+      last = 'length' if field.name.startswith('quer') else None
+      value = one(value, *('rows', last)[: value.ndim])
+    fields[field.name] = () if isinstance(value, np.generic) else value
+  return ops.Visible(**fields)
 
 
 class MLP(nn.Module):

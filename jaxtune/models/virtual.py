@@ -6,6 +6,7 @@ those of the text in every layer, `params['prefix']['keys']` and `['values']` `[
 they are after their norm and rotation (arXiv:2101.00190). The text's positions go on behind both.
 """
 
+import dataclasses
 from typing import Any, NamedTuple
 
 import jax
@@ -132,11 +133,13 @@ def visible(
   ahead = 0 if segments is None else ops.EVERYBODY
   own = padded(whole.query_segments, ahead)
   places = positions(Ahead(0, count), _places(mask, segments, length))
-  return whole._replace(
+  return dataclasses.replace(
+    whole,
     queries=places[:, before.prefix :],
     keys=places,
     query_segments=None if own is None else own[:, before.prefix :],
     key_segments=padded(whole.key_segments, ahead),
+    shared=segments is not None,
   )
 
 

@@ -1,6 +1,7 @@
 """What a layer computes: products with weight leaves, attention, rope, norms, pooling, losses."""
 
 from jaxtune.ops.attention import attention
+from jaxtune.ops.attention_kernels import SCOPES, attention_kernel
 from jaxtune.ops.cross_entropy import (
   CrossEntropy,
   automatic_chunk,
@@ -28,6 +29,7 @@ __all__ = [
   'EVERYBODY',
   'NOBODY',
   'POOLINGS',
+  'SCOPES',
   'CrossEntropy',
   'Rope',
   'Table',
@@ -35,6 +37,7 @@ __all__ = [
   'affine',
   'allowed',
   'attention',
+  'attention_kernel',
   'automatic_chunk',
   'axes',
   'chunked_cross_entropy',

@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 from jax.ad_checkpoint import checkpoint_name
 
-from jaxtune.ops import chunked_attention
+from jaxtune.ops import attention_kernels, chunked_attention
 from jaxtune.ops.visible import Visible, allowed, hidden, reach
 
 
@@ -20,8 +20,9 @@ def attention(
 ) -> jax.Array:
   """`softmax(capped(scale q k^T) + bias) v`, with the softmax in float32.
 
-  The result is a 'product' to the checkpoint policies of `models.stack`. Long rows are computed in
-  blocks, in memory that is linear in the tokens, unless a bias is given as an array.
+  The result is a 'product' to the checkpoint policies of `models.stack`. Which kernel computes it
+  `attention_kernel` decides; memory is linear in the tokens of long rows, unless a bias is given as
+  an array.
 
   Args:
     q: `[B, T, H, K]`.
@@ -38,19 +39,40 @@ def attention(
   Returns:
     `[B, T, H, K]`.
   """
-  length = q.shape[1]
-  before = k.shape[1] - length
+  before = k.shape[1] - q.shape[1]
   scale = q.shape[-1] ** -0.5 if scale is None else scale
-  long = length * k.shape[1] >= chunked_attention.LONG
-  if seen is None and (causal or long):
+  kernel = attention_kernels.attention_kernel(q, k, seen, causal, cap)
+  if seen is None and (causal or kernel == 'blocks'):
     places = jnp.arange(k.shape[1], dtype=jnp.int32)[None]
     seen = Visible(places[:, before:], places, None, None, *reach(causal))
-  if long and isinstance(seen, Visible):
-    return chunked_attention.attend(q, k, v, seen, scale, cap)
+  with jax.named_scope(attention_kernels.SCOPES[kernel]):
+    if kernel == 'scores':
+      y = _all_scores(q, k, v, seen, causal, scale, cap)
+    else:
+      assert not isinstance(seen, jax.Array)
+      if kernel == 'splash':
+        return attention_kernels.splash(q, k, v, seen, scale, cap)
+      if kernel == 'blocks':
+        assert seen is not None
+        return chunked_attention.attend(q, k, v, seen, scale, cap)
+      y = attention_kernels.cudnn(q, k, v, seen, scale)
+    return checkpoint_name(y, 'product')
+
+
+def _all_scores(
+  q: jax.Array,
+  k: jax.Array,
+  v: jax.Array,
+  seen: Visible | jax.Array | None,
+  causal: bool,
+  scale: float,
+  cap: float,
+) -> jax.Array:
   bias = hidden(allowed(seen)) if isinstance(seen, Visible) else seen
   if not causal:
-    return checkpoint_name(_attend(q, k, v, bias, scale, cap), 'product')
+    return _attend(q, k, v, bias, scale, cap)
   assert bias is not None
+  length, before = q.shape[1], k.shape[1] - q.shape[1]
   # Four blocks of queries, each beside the keys up to its own end, skip 3/8 of the work; more
   # blocks skip little more. Below 64 queries a block saves nothing.
   block = max(64, -(-length // 4))
@@ -60,7 +82,7 @@ def attention(
     for b in blocks
     for end in [before + b.stop]
   ]
-  return checkpoint_name(jnp.concatenate(parts, axis=1), 'product')
+  return jnp.concatenate(parts, axis=1)
 
 
 def _attend(

@@ -20,7 +20,6 @@ from jax.ad_checkpoint import checkpoint_name
 
 from jaxtune.ops.visible import EVERYBODY, NOBODY, Visible, allowed
 
-LONG = 512 * 512  # pairs of a query and a key from which on blocks are faster than all scores
 QUERIES, KEYS = 128, 128  # tokens of a block: what is alive fits the cache of a CPU
 _LOW = -1e30
 

@@ -1,16 +1,18 @@
 """Which keys each query of attention looks at, as data that is linear in the tokens."""
 
-from typing import NamedTuple
+import dataclasses
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 NOBODY, EVERYBODY = -1, -2  # in place of a key's segment: who sees it
-_FAR = np.int32(2**30)
+FAR = np.int32(2**30)  # no limit
 
 
-class Visible(NamedTuple):
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Visible:
   """A query sees the keys of its own segment, up to so far behind and ahead of it.
 
   Attributes:
@@ -20,6 +22,7 @@ class Visible(NamedTuple):
     key_segments: int32 `[B or 1, S]`, `NOBODY` for a key that is hidden and `EVERYBODY` for one
       that all segments see; None where all belong together.
     behind, ahead: how many positions before and after its own a query sees, int32 scalars.
+    shared: whether there may be keys that `EVERYBODY` sees.
   """
 
   queries: jax.Array
@@ -28,6 +31,7 @@ class Visible(NamedTuple):
   key_segments: jax.Array | None
   behind: jax.Array | np.int32
   ahead: jax.Array | np.int32
+  shared: bool = dataclasses.field(default=False, metadata={'static': True})
 
 
 def visible(
@@ -59,7 +63,7 @@ def visible(
 
 def reach(causal: bool, window: int = 0) -> tuple[np.int32, np.int32]:
   """How many positions a token looks behind and ahead, see `visible`."""
-  behind = np.int32(window - causal) if window else _FAR
+  behind = np.int32(window - causal) if window else FAR
   return behind, np.int32(0) if causal else behind
 
 

@@ -1,5 +1,6 @@
 """Attention beside loops in float64 NumPy."""
 
+import dataclasses
 import itertools
 
 import jax
@@ -113,6 +114,6 @@ def test_keys_before_those_of_the_queries_are_seen_by_every_block():
   rng = np.random.default_rng(0)
   q, k, v = (rng.normal(size=(1, n, 2, 4)).astype(np.float32) for n in (67, 70, 70))
   seen = ops.visible(None, None, causal=True, length=70)
-  seen = seen._replace(queries=seen.queries[:, 3:])
+  seen = dataclasses.replace(seen, queries=seen.queries[:, 3:])
   got = ops.attention(q, k, v, seen, causal=True)
   np.testing.assert_allclose(got, ops.attention(q, k, v, seen), atol=1e-6)

@@ -1,5 +1,6 @@
 """Attention in blocks beside the whole form, and what whole form it is beside float64 and JAX."""
 
+import dataclasses
 import itertools
 
 import jax
@@ -8,6 +9,7 @@ import numpy as np
 import pytest
 
 from jaxtune import ops
+from jaxtune.ops import attention_kernels
 from jaxtune.ops import chunked_attention as chunked
 
 B, T, S, H, G, K = 2, 21, 23, 4, 2, 8
@@ -17,7 +19,7 @@ B, T, S, H, G, K = 2, 21, 23, 4, 2, 8
 def small_blocks(monkeypatch):
   monkeypatch.setattr(chunked, 'QUERIES', 4)
   monkeypatch.setattr(chunked, 'KEYS', 8)
-  monkeypatch.setattr(chunked, 'LONG', 1)
+  monkeypatch.setattr(attention_kernels, 'LONG', 1)
 
 
 def inputs(queries=T, keys=T, rows=B):
@@ -87,7 +89,9 @@ def test_a_part_of_the_queries_at_a_place_known_later():
 
   @jax.jit
   def part(start):
-    own = seen._replace(queries=jax.lax.dynamic_slice_in_dim(seen.queries, start, 7, axis=1))
+    own = dataclasses.replace(
+      seen, queries=jax.lax.dynamic_slice_in_dim(seen.queries, start, 7, axis=1)
+    )
     return ops.attention(jax.lax.dynamic_slice_in_dim(q, start, 7, axis=1), k, v, own)
 
   got = jnp.concatenate([part(start) for start in (0, 7, 14)], axis=1)
