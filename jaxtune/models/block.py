@@ -313,7 +313,8 @@ def _attend(
     return attend(q, k, v, seen, causal=causal and not spread)
 
   names = ('rows', 'length', None if whole else 'heads', None)
-  return shard.locally(own, (q, k, v, seen), (names, names, names, _names(seen)), names)
+  given = (names, names, names, _names(seen))
+  return shard.locally(own, (q, k, v, seen), given, names, kernels=True)
 
 
 def _names(seen: Seen) -> Any:

@@ -70,7 +70,14 @@ def gathered(params: Any, axes: Any) -> Any:
   return jax.tree.map(one, params, axes)
 
 
-def locally(function: Callable[..., Any], inputs: Sequence[Any], names: Sequence[Any], out: Any):
+def locally(
+  function: Callable[..., Any],
+  inputs: Sequence[Any],
+  names: Sequence[Any],
+  out: Any,
+  *,
+  kernels: bool = False,
+) -> Any:
   """`function(*inputs)`, computed by each device on its own part of the inputs.
 
   Cuts along mesh axes that no input names stay the compiler's.
@@ -82,6 +89,8 @@ def locally(function: Callable[..., Any], inputs: Sequence[Any], names: Sequence
     names: of each input the names of its axes in `ACTIVATIONS`, None for one that is whole; a tree
       of them for a tree, or None for a tree that each device gets whole.
     out: the same of the outputs.
+    kernels: whether the function may call a kernel of a TPU, which leaves no axis to the compiler,
+      not one of a single device either.
 
   Raises:
     InputError: an axis that its devices do not divide.
@@ -91,6 +100,13 @@ def locally(function: Callable[..., Any], inputs: Sequence[Any], names: Sequence
   if not used & set(known):
     return function(*inputs)
 
+  mine = used & set(known) | (_single() if kernels else set())
+
+  def spec(names: Sequence[str | None]) -> PartitionSpec:
+    # Axes of one device as well: over those that are not named gradients would be summed.
+    cut = [[axis for axis in ACTIVATIONS[name] if axis in mine] if name else [] for name in names]
+    return PartitionSpec(*[tuple(axes) or None for axes in cut])
+
   def check(names: Sequence[str | None] | None, x: Any) -> PartitionSpec:
     for i, name in enumerate(names or ()):
       axes = _cut(name)
@@ -99,7 +115,7 @@ def locally(function: Callable[..., Any], inputs: Sequence[Any], names: Sequence
           f'{x.shape[i]} {name} cannot be spread over {size(*axes)} devices '
           f'({" x ".join(axes)} of the mesh); choose a multiple, or another mesh'
         )
-    return _spec(names or ())
+    return spec(names or ())
 
   specs = jax.tree.map(
     check, tuple(names), tuple(inputs), is_leaf=lambda x: x is None or _is_names(x)
@@ -107,8 +123,8 @@ def locally(function: Callable[..., Any], inputs: Sequence[Any], names: Sequence
   return jax.shard_map(
     function,
     in_specs=specs,
-    out_specs=jax.tree.map(_spec, out, is_leaf=_is_names),
-    axis_names=used & set(known),
+    out_specs=jax.tree.map(spec, out, is_leaf=_is_names),
+    axis_names=mine,
     check_vma=False,
   )(*inputs)
 
@@ -136,8 +152,16 @@ def index(mesh_axis: str) -> Any:
   return lax.axis_index(mesh_axis) if mesh_axis in _manual() else 0
 
 
+def _single() -> set[str]:
+  """Axes of one device."""
+  mesh = jax.sharding.get_abstract_mesh()
+  return {name for name, count in mesh.shape.items() if count == 1} - set(mesh.manual_axes)
+
+
 def _manual() -> tuple[str, ...]:
-  return tuple(jax.sharding.get_abstract_mesh().manual_axes)
+  """Axes of several devices over which `locally` computes."""
+  mesh = jax.sharding.get_abstract_mesh()
+  return tuple(name for name in mesh.manual_axes if mesh.shape[name] > 1)
 
 
 def _sizes() -> dict[str, int]:
@@ -151,10 +175,6 @@ def _sizes() -> dict[str, int]:
 def _cut(name: str | None) -> tuple[str, ...]:
   """The mesh axes of a name, those that are here."""
   return tuple(axis for axis in ACTIVATIONS[name] if axis in _sizes()) if name else ()
-
-
-def _spec(names: Sequence[str | None]) -> PartitionSpec:
-  return PartitionSpec(*[_cut(name) or None for name in names])
 
 
 def _is_names(x: Any) -> bool:

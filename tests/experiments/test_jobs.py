@@ -31,7 +31,10 @@ JOBS = {
   'regression lora': ('regression', {'method.quantize': 'nf4'}),
   'regression full': ('regression', {'method.name': 'full', 'train.accumulate': 2}),
   'pairs lora': ('causal_lm', PAIRS),
-  'pairs full': ('causal_lm', PAIRS | {'method.name': 'full', 'train.remat': 'full'}),
+  'pairs full': (
+    'causal_lm',
+    PAIRS | {'method.name': 'full', 'train.remat': 'full', 'train.dtype': 'bfloat16'},
+  ),
   'packed text lora': (
     'causal_lm',
     {
