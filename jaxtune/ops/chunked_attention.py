@@ -99,11 +99,15 @@ def _flash(cap: float, q: jax.Array, k: jax.Array, v: jax.Array, blocks: _Blocks
   return _forward(cap, q, k, v, blocks)[0]
 
 
+def _product(spec: str, x: jax.Array, y: jax.Array) -> jax.Array:
+  return jnp.einsum(spec, x, y, preferred_element_type=jnp.float32)
+
+
 def _scores(
   cap: float, q: jax.Array, k: jax.Array, blocks: _Blocks, i: jax.Array, j: jax.Array
 ) -> tuple[jax.Array, jax.Array]:
   """Capped scores of a block of queries and one of keys, `[B, G, P, q, k]`, and who is seen."""
-  scores = jnp.einsum('bgpqd,bgkd->bgpqk', q, k, preferred_element_type=jnp.float32)
+  scores = _product('bgpqd,bgkd->bgpqk', q, k)
   if cap:
     scores = cap * jnp.tanh(scores / cap)
   c = blocks.visible
@@ -124,9 +128,7 @@ def _forward(
       new = jnp.maximum(top, jnp.max(jnp.where(seen, scores, _LOW), axis=-1))
       p = jnp.where(seen, jnp.exp(scores - new[..., None]), 0.0)
       shrunk = jnp.exp(top - new)
-      part = jnp.einsum(
-        'bgpqk,bgkd->bgpqd', p.astype(v.dtype), v[j], preferred_element_type=jnp.float32
-      )
+      part = _product('bgpqk,bgkd->bgpqd', p.astype(v.dtype), v[j])
       return new, total * shrunk + jnp.sum(p, axis=-1), y * shrunk[..., None] + part
 
     zero = jnp.zeros(q.shape[1:-1], jnp.float32)
@@ -154,15 +156,14 @@ def _flash_backward(cap, kept, dy):
       dq, dk, dv = state
       scores, seen = _scores(cap, q[i], k[j], blocks, i, j)
       p = jnp.where(seen, jnp.exp(scores - log_z[i][..., None]), 0.0)
-      wide = {'preferred_element_type': jnp.float32}
-      dp = jnp.einsum('bgpqd,bgkd->bgpqk', dy[i], v[j], **wide)
+      dp = _product('bgpqd,bgkd->bgpqk', dy[i], v[j])
       ds = p * (dp - delta[i][..., None])
       if cap:
         ds = ds * (1.0 - jnp.square(scores / cap))
       p, ds = p.astype(q.dtype), ds.astype(q.dtype)
-      dq = dq + jnp.einsum('bgpqk,bgkd->bgpqd', ds, k[j], **wide)
-      dk = dk.at[j].add(jnp.einsum('bgpqk,bgpqd->bgkd', ds, q[i], **wide))
-      dv = dv.at[j].add(jnp.einsum('bgpqk,bgpqd->bgkd', p, dy[i], **wide))
+      dq = dq + _product('bgpqk,bgkd->bgpqd', ds, k[j])
+      dk = dk.at[j].add(_product('bgpqk,bgpqd->bgkd', ds, q[i]))
+      dv = dv.at[j].add(_product('bgpqk,bgpqd->bgkd', p, dy[i]))
       return dq, dk, dv
 
     state = (jnp.zeros(q.shape[1:], jnp.float32), *sums)
