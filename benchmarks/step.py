@@ -52,8 +52,9 @@ def sides(peers: pathlib.Path | None, shapes: Sequence[str], device: str = 'cpu'
       rows.append(Side(name, method, list(commands), shape))
 
     row('jaxtune', command(sys.executable, 'jaxtune'))
-    if common.SHAPES[shape].get('BATCH', common.BATCH) % 2 == 0:
-      row('jaxtune, 2 micro-batches', command(sys.executable, 'jaxtune', '--accumulate=2'))
+    for n in (2, 4):
+      if common.SHAPES[shape].get('BATCH', common.BATCH) % n == 0:
+        row(f'jaxtune, {n} micro-batches', command(sys.executable, 'jaxtune', f'--accumulate={n}'))
     row('jaxtune, remat full', command(sys.executable, 'jaxtune', '--remat'))
     if shape == 'vocabulary':
       row('jaxtune, whole logits', command(sys.executable, 'jaxtune', '--chunk=1000000'))
