@@ -64,9 +64,13 @@ def theory(axis: str, config: Any, method: str, params: Any) -> dict[str, float]
   the backward pass, what is around the layers once, and the gradients are scattered. tensor: the
   activations are summed behind attention and MLP, and their gradients before them, and once for
   embedding and head each. sequence: keys and values are gathered in both passes, and their
-  gradients scattered. expert: tokens are gathered and their sums scattered, in both passes.
+  gradients scattered. expert: tokens are gathered and their sums scattered, in both passes, and the
+  gradients of all but the experts summed.
   """
-  trained = tree.size(adapt.trainable(params)[0])
+  trains = adapt.trainable(params)[0]
+  trained = tree.size(trains)
+  own = tree.map_weights(lambda path, leaf: leaf if '/experts/' in path else None, trains)
+  experts = tree.size(own)  # on the device that learns them
   tokens = ROWS * LENGTH * config.width * WORD
   keys = 2 * ROWS * LENGTH * config.kv_heads * config.head_width * WORD
   layers = tree.size(params['decoder'])
@@ -82,7 +86,7 @@ def theory(axis: str, config: Any, method: str, params: Any) -> dict[str, float]
     'fsdp': trained,
     'tensor': (4 * count + 2 - (not learns_below)) * tokens,
     'sequence': trained + count * keys,
-    'expert': trained + 2 * count * tokens,
+    'expert': trained - experts + 2 * count * tokens,
   }[axis]
   return {'gathered': gathers, 'summed': sums}
 
