@@ -1,5 +1,6 @@
 """Eight virtual CPU devices, strict shapes, and the real model files that packages carry."""
 
+import gc
 import importlib.metadata
 import importlib.util
 import os
@@ -29,6 +30,19 @@ jax.config.update(
 )
 jax.config.update('jax_persistent_cache_min_compile_time_secs', 0)
 jax.config.update('jax_persistent_cache_min_entry_size_bytes', -1)
+
+
+MAPS = 30_000  # of the 65,530 memory maps that Linux allows a process
+
+
+@pytest.fixture(autouse=True, scope='module')
+def forget_programs():
+  """Compiled programs hold memory maps, and XLA aborts where there are no more."""
+  yield
+  maps = pathlib.Path('/proc/self/maps')
+  if maps.exists() and maps.read_bytes().count(b'\n') > MAPS:
+    jax.clear_caches()
+    gc.collect()
 
 
 def package_folder(name: str) -> pathlib.Path:

@@ -4,11 +4,13 @@ All of it asks for the mesh that the step is compiled for (`jax.set_mesh`, which
 does); without a mesh, or on one device, it does nothing.
 """
 
+import functools
 import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 from jax import lax
 from jax.sharding import PartitionSpec
 
@@ -120,13 +122,28 @@ def locally(
   specs = jax.tree.map(
     check, tuple(names), tuple(inputs), is_leaf=lambda x: x is None or _is_names(x)
   )
+
+  several = {axis for axis in mine if size(axis) > 1}
+
+  # The gradient of what several devices have is summed over them, of 16 bits too in float32: less
+  # is lost, and XLA's CPU compiler aborts on sums of bfloat16.
+  def cast(parts: Sequence[Any], wide: bool) -> tuple[Any, ...]:
+    def each(spec: PartitionSpec, part: Any, given: Any) -> Any:
+      if several <= set(jax.tree.leaves(tuple(spec))):
+        return part
+      return jax.tree.map(lambda p, x: _cast(p, x.dtype, wide), part, given)
+
+    return jax.tree.map(
+      each, specs, tuple(parts), tuple(inputs), is_leaf=lambda s: isinstance(s, PartitionSpec)
+    )
+
   return jax.shard_map(
-    function,
+    lambda *parts: function(*cast(parts, False)),
     in_specs=specs,
     out_specs=jax.tree.map(spec, out, is_leaf=_is_names),
     axis_names=mine,
     check_vma=False,
-  )(*inputs)
+  )(*cast(inputs, True))
 
 
 def total(x: Any) -> Any:
@@ -135,6 +152,7 @@ def total(x: Any) -> Any:
   return lax.psum(x, axes) if axes else x
 
 
+@functools.partial(jax.custom_vjp, nondiff_argnums=(1, 2))
 def all_gather(x: jax.Array, axis: int, mesh_axis: str) -> jax.Array:
   """The parts of an array that the devices along a mesh axis have, one behind the other."""
   return lax.all_gather(x, mesh_axis, axis=axis, tiled=True) if mesh_axis in _manual() else x
@@ -144,12 +162,26 @@ def reduce_scatter(x: jax.Array, axis: int, mesh_axis: str) -> jax.Array:
   """The device's own part of the sum over a mesh axis: the transpose of `all_gather`."""
   if mesh_axis not in _manual():
     return x
-  return lax.psum_scatter(x, mesh_axis, scatter_dimension=axis, tiled=True)
+  wide = _cast(x, x.dtype, True)
+  return lax.psum_scatter(wide, mesh_axis, scatter_dimension=axis, tiled=True).astype(x.dtype)
+
+
+all_gather.defvjp(
+  lambda x, axis, mesh_axis: (all_gather(x, axis, mesh_axis), None),
+  lambda axis, mesh_axis, _, dy: (reduce_scatter(dy, axis, mesh_axis),),
+)
 
 
 def index(mesh_axis: str) -> Any:
   """Where the device stands along a mesh axis, inside `locally`."""
   return lax.axis_index(mesh_axis) if mesh_axis in _manual() else 0
+
+
+def _cast(x: jax.Array, own: Any, wide: bool) -> jax.Array:
+  """A float in its own type, or in one of at least 32 bits."""
+  if not jnp.issubdtype(own, jnp.floating):
+    return x
+  return x.astype(jnp.promote_types(own, jnp.float32) if wide else own)
 
 
 def _single() -> set[str]:

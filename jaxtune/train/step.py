@@ -8,10 +8,10 @@ import jax.numpy as jnp
 import optax
 from jax import lax
 
-from jaxtune import adapt, optim, tree
+from jaxtune import adapt, optim, shard, tree
 from jaxtune.losses import Loss, Measured, Objective
 from jaxtune.train.state import State
-from jaxtune.typing import Batch, Key, Metrics, Params
+from jaxtune.typing import Batch, InputError, Key, Metrics, Params
 
 Step = Callable[[State, Any, Batch], tuple[State, Metrics]]
 Arguments = Callable[[Params, Batch], Mapping[str, Any]]
@@ -44,6 +44,9 @@ def make_step(
     A step whose metrics are float32 scalars: `loss`, the objective's own metrics as means,
     `grad_norm`, `weight`, and where the optimizer keeps them in its state `learning_rate` and
     `optim.observations`.
+
+  Raises:
+    InputError: traced with a batch that micro-batches and devices do not divide.
   """
   optimizer = optax.with_extra_args_support(optimizer)
 
@@ -58,8 +61,15 @@ def make_step(
     if accumulate == 1:
       return gradient(trainable, frozen, batch, key)
 
+    devices = shard.size(*shard.ROWS)
+
     # Micro-batch i takes every accumulate-th row, so rows spread over devices stay where they are.
     def cut(x: jax.Array) -> jax.Array:
+      if len(x) % (accumulate * devices):
+        raise InputError(
+          f'a batch of {len(x)} rows cannot be cut into {accumulate} micro-batches over {devices} '
+          f'devices; choose a multiple of {accumulate * devices} rows'
+        )
       return x.reshape(-1, accumulate, *x.shape[1:]).swapaxes(0, 1)
 
     def one(total: Any, xs: tuple[Batch, jax.Array]) -> tuple[Any, None]:

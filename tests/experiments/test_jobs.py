@@ -29,7 +29,10 @@ JOBS = {
     {'method.name': 'probe', 'train.steps': 0, 'train.epochs': 1.1},  # on cached features
   ),
   'regression lora': ('regression', {'method.quantize': 'nf4'}),
-  'regression full': ('regression', {'method.name': 'full', 'train.accumulate': 2}),
+  'regression full': (
+    'regression',
+    {'method.name': 'full', 'train.accumulate': 2, 'train.batch_size': 16},
+  ),
   'pairs lora': ('causal_lm', PAIRS),
   'pairs full': (
     'causal_lm',

@@ -8,6 +8,7 @@ import optax
 import pytest
 
 from jaxtune import adapt, losses, models, train
+from jaxtune.typing import InputError
 
 STEPS, ROWS, LENGTH = 10, 8, 16
 LLAMA = models.DecoderConfig(
@@ -134,3 +135,31 @@ def test_losses_are_those_of_one_device(name, mesh, method):
   assert want[-1] < want[0]
   found, _ = run(name, method, MESHES[mesh])
   np.testing.assert_allclose(found, want, rtol=1e-5, atol=0)
+
+
+@pytest.mark.parametrize(
+  ('name', 'mesh'),
+  [
+    ('llama', 'fsdp x sequence x tensor'),
+    pytest.param('mixtral', 'fsdp x expert x tensor', marks=pytest.mark.slow),
+  ],
+)
+def test_computes_in_16_bits(name, mesh):
+  """Where gradients of several devices are summed, which XLA's CPU compiler cannot in 16 bits."""
+
+  def some(mesh):
+    model, params = parameters(name, 'full')
+    objective = losses.computed_in(losses.causal_lm(model, chunk=5), 'bfloat16')
+    program = train.prepare(model, params, objective, RULE, Rows(), mesh=mesh)
+    state, rows = program.state, Rows()
+    for _ in range(3):
+      state, metrics = program.step(state, program.frozen, program.place(next(rows)))
+    return float(metrics['loss'])
+
+  assert some(MESHES[mesh]) == pytest.approx(some(MESHES['data']), rel=1e-2)
+
+
+def test_micro_batches_that_cannot_be_spread():
+  message = '8 rows cannot be cut into 2 micro-batches over 8 devices; choose a multiple of 16 rows'
+  with pytest.raises(InputError, match=message):
+    run('llama', 'full', MESHES['data'], accumulate=2)
