@@ -1,5 +1,6 @@
 """The scripts as a shell runs them: what they print, where, and their exit codes."""
 
+import itertools
 import json
 
 import pytest
@@ -95,12 +96,22 @@ def test_quickstart_shortened(shell, tmp_path):
   assert done.code == 0 and 'nothing to do' in done.out
 
 
+@pytest.fixture
+def few(reviews, tmp_path):
+  """A file of some reviews, which is read in no time."""
+  path = tmp_path / 'few.csv'
+  with reviews.open() as rows:
+    path.write_text(''.join(itertools.islice(rows, 400)))
+  return path
+
+
 @pytest.mark.slow
-def test_sft_smollm2_for_two_steps(shell, tmp_path):
+def test_sft_smollm2_for_two_steps(shell, tmp_path, few):
   done = shell(
     'finetune',
     '--config=configs/sft_smollm2.py',
     f'--workdir={tmp_path}/w',
+    f'--config.data.path={few}',
     '--config.train.steps=2',
     '--config.data.valid=8',
     '--config.data.test=8',
@@ -114,11 +125,12 @@ def test_sft_smollm2_for_two_steps(shell, tmp_path):
 @pytest.mark.parametrize(
   'name, script', [('regression', 'finetune'), ('pretrain_tiny', 'pretrain')]
 )
-def test_the_other_configurations_for_two_steps(shell, tmp_path, name, script):
+def test_the_other_configurations_for_two_steps(shell, tmp_path, few, name, script):
   done = shell(
     script,
     f'--config=configs/{name}.py',
     f'--workdir={tmp_path}/w',
+    f'--config.data.path={few}',
     '--config.train.steps=2',
     '--config.data.valid=8',
     '--config.data.test=8',

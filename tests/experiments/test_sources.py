@@ -81,7 +81,12 @@ def test_rows_of_an_earlier_file_count_once(configure, written):
 
 
 @pytest.mark.parametrize(
-  'values', [{}, {'data.stream': True}, {'data.stream': True, 'data.pack': 'concat'}]
+  'values',
+  [
+    pytest.param({}, marks=pytest.mark.slow),
+    pytest.param({'data.stream': True}, marks=pytest.mark.slow),
+    {'data.stream': True, 'data.pack': 'concat'},
+  ],
 )
 def test_resumes_bitwise(
   values, configure, written, launch, tmp_path, interrupt_at, assert_same_export, trained_steps

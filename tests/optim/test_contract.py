@@ -281,7 +281,7 @@ def test_a_constant_schedule_is_a_number(name):
   assert_close(a, b, rtol=1e-6, atol=2e-7)
 
 
-@each()
+@each(among=OURS)
 def test_no_buffer_twice_so_that_a_step_may_donate(name):
   params = numbers(0)
   state = make(name, clip_norm=1.0, **floats(name)).init(params)
@@ -290,7 +290,7 @@ def test_no_buffer_twice_so_that_a_step_may_donate(name):
   assert len(set(pointers)) == len(pointers)
 
 
-@each()
+@each(among=OURS)
 def test_empty_trees(name):
   tx = make(name, clip_norm=1.0)
   for empty in ({}, {'a': None}):

@@ -116,14 +116,15 @@ def alone(name, method):
   return found
 
 
-# Every mesh with every method, on the two models by turns (all pairs hold, in twice the time); what
-# has an axis for experts on the mixture alone.
+# Every mesh with two of the methods, on the two models by turns (all pairs hold, in three times the
+# time); what has an axis for experts on the mixture alone.
 CASES = [
   ('mixtral' if 'expert' in mesh or (i + j) % 2 else 'llama', mesh, method)
   for i, mesh in enumerate(MESHES)
   for j, method in enumerate(METHODS)
+  if (i + j) % 3 != 1
 ]
-FAST = ('fsdp x tensorfull', 'fsdp x sequence x tensorlora', 'fsdp x expert x tensorqlora')
+FAST = ('fsdp x sequencefull', 'sequence x tensorlora')
 
 
 @pytest.mark.parametrize(
