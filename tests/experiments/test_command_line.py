@@ -98,10 +98,11 @@ def test_quickstart_shortened(shell, tmp_path):
 
 @pytest.fixture
 def few(reviews, tmp_path):
-  """A file of some reviews, which is read in no time."""
+  """A file of some short reviews, which is read in no time."""
   path = tmp_path / 'few.csv'
   with reviews.open() as rows:
-    path.write_text(''.join(itertools.islice(rows, 400)))
+    short = (row for row in rows if len(row) < 200)  # the names of the columns among them
+    path.write_text(''.join(itertools.islice(short, 400)))
   return path
 
 
