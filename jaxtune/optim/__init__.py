@@ -47,7 +47,7 @@ from jaxtune.optim.precision import in_precision
 from jaxtune.optim.qk_clip import QUERY_KEY, muonclip, qk_clip
 from jaxtune.optim.quantize import BFLOAT16, EIGHT_BIT, adamw_8bit, quantize_state
 from jaxtune.optim.riemannian_lora import riemannian_lora, scale_by_riemannian_lora
-from jaxtune.optim.schedules import schedule
+from jaxtune.optim.schedules import Schedule, schedule
 from jaxtune.optim.scion import SCION, Ball, scale_by_lmo, scion
 from jaxtune.optim.shampoo import graft, scale_by_shampoo, shampoo
 from jaxtune.optim.soap import scale_by_soap, soap
@@ -82,6 +82,7 @@ __all__ = [
   'QUERY_KEY',
   'SCION',
   'STACKED',
+  'Schedule',
   'accumulate_by_weight',
   'adagrad_norm',
   'adam_h',

@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from jaxtune.optim.schedules import Schedule
 from jaxtune.typing import InputError
 
 
@@ -46,27 +47,34 @@ def with_hyperparameters(
   Args:
     factory: builds the rule from keyword arguments, as `optax.adamw` does.
     values: the numbers that live in the state.
-    schedule: from the step (int32, 0 for the first update) to a multiplier of `learning_rate`.
+    schedule: from the step (int32, 0 for the first update) to a multiplier of `learning_rate`. The
+      `warmup` of an `optim.schedule` is a hyperparameter too.
     dtype: of the scalars.
   """
 
   def rule(scalars, multiplier, params):
     if not jax.tree.leaves(params):  # some rules reduce over leaves and fail when there are none
       return optax.with_extra_args_support(optax.identity())
-    return optax.with_extra_args_support(factory(**_effective(scalars, multiplier)))
+    own = {name: scalars[name] for name in values}
+    return optax.with_extra_args_support(factory(**_effective(own, multiplier)))
 
-  def multiplier_at(step):
-    return jnp.asarray(1.0 if schedule is None else schedule(step), dtype)
+  held = {**values, **({'warmup': schedule.warmup} if isinstance(schedule, Schedule) else {})}
+
+  def multiplier_at(step, scalars):
+    if schedule is None:
+      return jnp.ones((), dtype)
+    given = {name: scalars[name] for name in held if name not in values}
+    return jnp.asarray(schedule(step, **given), dtype)
 
   def init(params):
     step = jnp.zeros((), jnp.int32)
-    scalars = {name: jnp.asarray(value, dtype) for name, value in values.items()}
-    multiplier = multiplier_at(step)
+    scalars = {name: jnp.asarray(value, dtype) for name, value in held.items()}
+    multiplier = multiplier_at(step, scalars)
     inner_state = rule(scalars, multiplier, params).init(params)
     return _own(HyperparameterState(step, multiplier, scalars, inner_state), params)
 
   def update(updates, state, params=None, **extra):
-    multiplier = multiplier_at(state.step)
+    multiplier = multiplier_at(state.step, state.hyperparameters)
     inner = rule(state.hyperparameters, multiplier, updates)
     updates, inner_state = inner.update(updates, state.inner, params, **extra)
     step = optax.safe_increment(state.step)

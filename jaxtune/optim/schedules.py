@@ -1,5 +1,6 @@
 """Shapes of the learning rate over a run: functions from the step to a multiplier in [0, 1]."""
 
+import dataclasses
 import difflib
 import math
 from collections.abc import Callable
@@ -12,8 +13,33 @@ import optax
 from jaxtune.typing import InputError
 
 MOST = 2**31 - 1  # an int32
-Shape = Callable[[jax.typing.ArrayLike], jax.Array]
 NAMES = ('constant', 'cosine', 'cyclic', 'linear', 'rsqrt', 'wsd')
+
+
+@dataclasses.dataclass(frozen=True)
+class Schedule:
+  """A shape of the learning rate, `(step, warmup) -> multiplier` in [0, 1], float32.
+
+  `create` keeps the warm-up beside the learning rate in the rule's state: lanes of a sweep, or one
+  that goes on, may have others.
+
+  Attributes:
+    body: `(steps behind the warm-up, steps from there to the end) -> multiplier`.
+    steps: of the whole run.
+    warmup: its first steps, while the rate rises.
+  """
+
+  body: Callable[[Any, Any], Any]
+  steps: int
+  warmup: int
+
+  def __call__(self, step: jax.typing.ArrayLike, warmup: Any = None) -> jax.Array:
+    step = jnp.asarray(step)
+    first = jnp.asarray(self.warmup if warmup is None else warmup).astype(jnp.int32)
+    rise = (step + 1) / (first + 1)
+    body = self.body(step - first, self.steps - first)
+    # Rounding may leave the interval by one unit in the last place.
+    return jnp.clip(jnp.asarray(jnp.where(step < first, rise, body), jnp.float32), 0.0, 1.0)
 
 
 def schedule(
@@ -25,7 +51,7 @@ def schedule(
   end: float = 0.0,
   timescale: int | None = None,
   cycles: int = 2,
-) -> Shape:
+) -> Schedule:
   r"""A shape `step -> multiplier` in [0, 1], float32; the rate is `learning_rate * shape(step)`.
 
   With $w$ steps of warm-up, $n$ steps in all and steps counted from 0:
@@ -84,44 +110,25 @@ def schedule(
   most = min(main, MOST // main) if name == 'cyclic' else math.inf
   if not _is_whole(cycles, 1, most):
     raise InputError(f'schedule cycles is {cycles!r}; give a whole number from 1 to {most}')
-  body: Any
-  if name == 'linear':
-    body = optax.linear_schedule(1.0, end, main)
-  elif name == 'cosine':
-    body = optax.cosine_decay_schedule(1.0, main, alpha=end)
-  elif name == 'cyclic':
-    body = _restarts(main, cycles, end)
-  elif name == 'rsqrt':
-    body = _inverse_root(timescale or max(warm, 1), end)
-  elif name == 'wsd' and falling:
-    body = optax.linear_schedule(1.0, end, falling, transition_begin=main - falling)
-  else:
-    body = optax.constant_schedule(1.0)
-  if warm:
-    rise = optax.linear_schedule(1.0 / (warm + 1), 1.0, warm)
-    body = optax.join_schedules([rise, body], [warm])
-
-  def shape(step):
-    # Rounding may leave the interval by one unit in the last place.
-    return jnp.clip(jnp.asarray(body(jnp.asarray(step)), jnp.float32), 0.0, 1.0)
-
-  return shape
+  rest: Any = {
+    'linear': lambda x, n: optax.linear_schedule(1.0, end, 1)(x / n),
+    'cosine': lambda x, n: optax.cosine_decay_schedule(1.0, 1, alpha=end)(x / n),
+    'wsd': lambda x, n: optax.linear_schedule(1.0, end, 1)((x - n + falling) / falling),
+    'cyclic': lambda x, n: _restarts(x, n, cycles, end),
+    'rsqrt': lambda x, n: _inverse_root(x, timescale or jnp.maximum(steps - n, 1), end),
+    'constant': lambda x, n: 1.0,
+  }
+  return Schedule(rest['constant' if name == 'wsd' and not falling else name], steps, warm)
 
 
-def _restarts(steps: int, cycles: int, end: float) -> Shape:
-  def body(step):
-    # In integers, so that a cycle starts at exactly 1 whatever its length is.
-    x = jnp.where(step < steps, step * cycles % steps / steps, 1.0)
-    return end + (1 - end) * 0.5 * (1 + jnp.cos(jnp.pi * x))
-
-  return body
+def _restarts(x: Any, steps: Any, cycles: int, end: float) -> jax.Array:
+  # In integers, so that a cycle starts at exactly 1 whatever its length is.
+  part = jnp.where(x < steps, x * cycles % steps / steps, 1.0)
+  return end + (1 - end) * 0.5 * (1 + jnp.cos(jnp.pi * part))
 
 
-def _inverse_root(timescale: int, end: float) -> Shape:
-  def body(step):
-    return jnp.maximum(end, jnp.sqrt(timescale / (timescale + jnp.maximum(step, 0.0))))
-
-  return body
+def _inverse_root(x: Any, timescale: Any, end: float) -> jax.Array:
+  return jnp.maximum(end, jnp.sqrt(timescale / (timescale + jnp.maximum(x, 0.0))))
 
 
 def _is_whole(x: Any, low: int, high: float) -> bool:
