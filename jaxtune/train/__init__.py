@@ -11,7 +11,7 @@ from jaxtune.train.checkpoint import (
   wait,
 )
 from jaxtune.train.digest import digest
-from jaxtune.train.evaluate import evaluate
+from jaxtune.train.evaluate import evaluate, totalled
 from jaxtune.train.features import (
   FeatureBatches,
   cache_features,
@@ -66,6 +66,7 @@ __all__ = [
   'rollout_example',
   'save',
   'teacher_outputs',
+  'totalled',
   'trains_head_alone',
   'wait',
 ]

@@ -34,9 +34,20 @@ def evaluate(
   Raises:
     InputError: nothing in `batches` carries weight.
   """
+  parts = (evaluation(trainable, frozen, place(batch)) for batch in batches)
+  return totalled(parts, measure)
+
+
+def totalled(
+  parts: Iterable[tuple[Loss, Mapping[str, jax.Array]]], measure: Measure | None = None
+) -> dict[str, float]:
+  """What `evaluate` returns, from what an evaluation step returned of each batch.
+
+  Raises:
+    InputError: nothing carries weight.
+  """
   total, held = None, []
-  for batch in batches:
-    part, outputs = evaluation(trainable, frozen, place(batch))
+  for part, outputs in parts:
     total = part if total is None else jax.tree.map(lambda t, p: t + p, total, part)
     if measure is not None:
       held.append(_real(outputs))
