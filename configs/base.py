@@ -35,6 +35,7 @@ def get_config() -> ml_collections.ConfigDict:
   # count, below it a fraction of all; the report says how many, and names the first.
   config.data.bad = 'refuse'
   config.data.bad_limit = 100.0
+  config.data.seed = -1  # of the splits and the order of rows; -1 for the run's own seed
   config.data.kind = ''  # of the records, see jaxtune.data.normalize; recognized by the columns
   config.data.text = 'text'  # the column to read
   config.data.label = 'label'  # the column to predict (classification, regression)
@@ -153,6 +154,22 @@ def get_config() -> ml_collections.ConfigDict:
   # chrf, rouge1, rouge2, rougeL. Empty for no writing.
   config.evaluate.metrics = ''
   config.evaluate.new_tokens = 32  # written at most
+
+  # experiments.sweep: many runs of this configuration in one program, see docs/sweep.md.
+  config.sweep = ml_collections.ConfigDict()
+  # What is searched, a line a key, as ('optim.lr 1e-4..1e-2 log', 'method.rank 4, 16').
+  config.sweep.space = ()
+  config.sweep.candidates = 16  # settings that are tried, first that of this configuration
+  config.sweep.lanes = 8  # runs side by side
+  config.sweep.sampler = 'tpe'  # Optuna's that proposes: random, tpe, or grid for every combination
+  # Steps after which candidates are first judged: a fraction of train.steps, or a count from 1 up;
+  # one in `factor` goes on, for `factor` times as many steps. 1.0 for no judgement before the end.
+  config.sweep.first = 0.11
+  config.sweep.factor = 3.0
+  config.sweep.seeds = 3  # with which the winner and this configuration are run at the end
+  # Optuna's storage, which several machines may share: a file in the work directory by default.
+  config.sweep.storage = ''
+  config.sweep.study = 'sweep'  # its name there
 
   config.log = ml_collections.ConfigDict()
   config.log.tensorboard = True  # events in the work directory, where tensorboardX is installed

@@ -4,7 +4,7 @@ import dataclasses
 import inspect
 import math
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import optax
 
@@ -37,16 +37,41 @@ class Job:
   made_of: Mapping[str, str]
 
 
+class Loaded(NamedTuple):
+  """What runs of one model on the same rows share: all that no method has touched.
+
+  Attributes:
+    model, params: of the base, before a fresh head.
+    tok, corpus: the tokenizer, and the rows encoded with it.
+    digests: of what was loaded, name -> digest.
+  """
+
+  model: ModelSpec
+  params: Params
+  tok: data.Tokenizer
+  corpus: dataset.Corpus
+  digests: Mapping[str, str]
+
+
 def job(config: Config) -> Job:
   """The run that a configuration describes.
 
   Raises:
     InputError: a value, file or column that cannot be used.
   """
+  return adapted(config, load(config))
+
+
+def load(config: Config) -> Loaded:
+  """The model and the rows of a configuration.
+
+  Raises:
+    InputError: as `job`.
+  """
   check(config)
   if config.task == 'reinforcement':
     rollouts.factory(config)  # before anything is loaded
-  model_key, head_key, method_key = parameters.streams(config)
+  model_key, *_ = parameters.streams(config)
   rows = sources.read(config)
   if config.model:
     source = sources.resolve(config.model)
@@ -60,7 +85,7 @@ def job(config: Config) -> Job:
     tok = data.Tokenizer(encoder, data.SpecialTokens(eos=encoder.token_to_id(dataset.END_OF_TEXT)))
     model = parameters.fresh_decoder(config, encoder)
     params = model.init(model_key)
-  made_of = {'model': train.digest(params)} if config.model else {}
+  digests = {'model': train.digest(params)} if config.model else {}
   task = tasks.TASKS[config.task]
   if task.base and model.task != task.base:
     raise InputError(
@@ -69,6 +94,19 @@ def job(config: Config) -> Job:
     )
   corpus = dataset.encode(config, tok, model, rows)
   objective.check_example(config, corpus.train.examples[0])
+  return Loaded(model, params, tok, corpus, digests)
+
+
+def adapted(config: Config, loaded: Loaded) -> Job:
+  """The run of a configuration on what was loaded for it, or for one that differs in other keys.
+
+  Raises:
+    InputError: as `job`.
+  """
+  _, head_key, method_key = parameters.streams(config)
+  model, params, tok, corpus, digests = loaded
+  made_of = dict(digests)
+  task = tasks.TASKS[config.task]
   if task.outputs is not None:
     outputs = task.outputs(len(corpus.names))
     model, params = parameters.headed(config, head_key, model, params, outputs, corpus.names)

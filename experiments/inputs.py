@@ -7,7 +7,7 @@ import time
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
-from experiments import dataset, parameters, rollouts
+from experiments import dataset, parameters, rollouts, sources
 from experiments.build import Job
 from experiments.objective import compares, make, refers
 from jaxtune import data, losses, shard, train, tree
@@ -61,7 +61,7 @@ def texts(job: Job) -> Inputs:
   corpus = referred(job)
   options = {
     'max_length': config.data.max_length,
-    'seed': config.seed,
+    'seed': sources.seed(config),
     'pack': config.data.pack,
     'buckets': tuple(config.data.buckets),
   }
@@ -111,11 +111,11 @@ def referred(job: Job) -> dataset.Corpus:
   )
 
 
-def features(job: Job) -> Inputs | None:
+def features(job: Job, runs: int = 1) -> Inputs | None:
   """Features in place of the texts, computed now; None where that would not do, or not pay.
 
   It does where nothing trains but the head of a classifier, and pays where the steps see every row.
-  A restarted run computes them again. Dropout in the body is off.
+  A restarted run computes them again. Dropout in the body is off. `runs` learn from the same ones.
   """
   config, corpus = job.config, job.corpus
   parts = {'train': corpus.train, 'valid': corpus.valid, 'test': corpus.test}
@@ -128,7 +128,7 @@ def features(job: Job) -> Inputs | None:
     or config.objective.neftune
     or config.objective.teacher
     or corpus.stream is not None
-    or job.steps * config.train.batch_size < len(corpus.train.examples)
+    or runs * job.steps * config.train.batch_size < len(corpus.train.examples)
     or rows * length * job.model.config.width * 4 > MOST_BYTES
   ):
     return None
@@ -168,7 +168,7 @@ def features(job: Job) -> Inputs | None:
     tables['train'],
     config.train.batch_size,
     max_length=config.data.max_length,
-    seed=config.seed,
+    seed=sources.seed(config),
   )
   objective = make(config, model, job.tok, corpus.names)
   return Inputs(model, objective, batches, {name: held_out(name) for name in ('valid', 'test')})

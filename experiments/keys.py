@@ -24,6 +24,7 @@ REFERENCES = ('start', 'cached')
 SCALES = ('group', 'batch', 'none')
 SCORES = ('likelihood', 'per_token', 'calibrated', 'batch_calibrated')
 LEAST = {  # the smallest value of each that makes sense
+  -1: ('data.seed',),
   0: (
     'seed',
     'data.valid',
@@ -65,6 +66,10 @@ LEAST = {  # the smallest value of each that makes sense
     'decoder.layers',
     'decoder.heads',
     'decoder.kv_heads',
+    'sweep.candidates',
+    'sweep.lanes',
+    'sweep.seeds',
+    'sweep.factor',
   ),
   2: ('data.max_length', 'rollout.group'),
   257: ('decoder.vocabulary',),  # the bytes, and the end of a text
@@ -84,7 +89,8 @@ def check(config: Config) -> None:
     for name in names:
       if values[name] < least:
         raise InputError(f'{name} is {values[name]}; it must be at least {least}')
-  above = ('optim.lr', 'method.alpha', 'rollout.temperature', 'data.temperature', 'data.bad_limit')
+  above = ['optim.lr', 'method.alpha', 'rollout.temperature', 'data.temperature', 'data.bad_limit']
+  above += ['sweep.first']
   for name in above:
     if not values[name] > 0:
       raise InputError(f'{name} is {values[name]}; it must be above zero')

@@ -68,6 +68,11 @@ def read(config: Config) -> Rows:
   return found
 
 
+def seed(config: Config) -> int:
+  """Of the splits and of the order of rows."""
+  return config.seed if config.data.seed < 0 else config.data.seed
+
+
 def leave_out(config: Config) -> data.Skipped | None:
   """What counts the rows that cannot be used, where a run leaves them out."""
   return data.Skipped(config.data.bad_limit) if config.data.bad == 'skip' else None
@@ -78,7 +83,7 @@ def mixed(config: Config, learned: Mapping[str, Any]) -> grain.IterDataset:
   weights = dict(zip(learned, config.data.weights, strict=True)) if config.data.weights else None
   if weights is None and len(learned) == 1:
     weights = dict.fromkeys(learned, 1.0)
-  return data.mix(learned, weights, temperature=config.data.temperature, seed=config.seed)
+  return data.mix(learned, weights, temperature=config.data.temperature, seed=seed(config))
 
 
 def _split(
@@ -92,7 +97,7 @@ def _split(
   if not records:
     raise InputError(f'{path}: all {dropped:,} rows are in the files before it; leave it out')
   sizes = {name: held_out(config.data[name], len(records)) for name in ('valid', 'test')}
-  splits = data.split(records, sizes, config.seed)
+  splits = data.split(records, sizes, seed(config))
   counts = ', '.join(f'{len(rows):,} {name}' for name, rows in splits.items())
   return splits, f'{counts} rows; {dropped:,} duplicates left out. Read as {said}.'
 

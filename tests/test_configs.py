@@ -29,6 +29,8 @@ def test_config(name):
   command = rf'python -m experiments\.{script} --config=configs/{name}\.py --workdir=\S+'
   if 'experiments.evaluate' in module.__doc__:  # nothing is trained
     command = rf'python -m experiments\.evaluate --config=configs/{name}\.py'
+  if config.sweep.space:
+    command = command.replace('finetune', 'sweep')
   assert re.search(command, module.__doc__)
   assert module.get_config() is not config
 

@@ -1,0 +1,152 @@
+"""The runs of a sweep as lanes of one program, whichever values they have."""
+
+import dataclasses
+import functools
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import jax
+import numpy as np
+
+from experiments import build, inputs
+from experiments.build import Job, Loaded
+from experiments.comparison import memory
+from experiments.inputs import Inputs
+from experiments.keys import Config
+from experiments.sweeping.space import Dimension, with_values
+from jaxtune import plan, sweep, tree
+from jaxtune.typing import InputError, Params
+
+Seen = Callable[[int, np.ndarray], None]  # step, losses of the lanes
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Runs:
+  """What all runs share.
+
+  Attributes:
+    config: of the default setting.
+    loaded: the model and the rows.
+    job: the run with the largest adapters.
+    given: what runs learn from.
+    programs: by their lanes.
+  """
+
+  config: Config
+  loaded: Loaded
+  job: Job
+  given: Inputs
+  programs: dict[int, sweep.Program] = dataclasses.field(default_factory=dict)
+
+  def of(self, values: Mapping[str, Any]) -> Job:
+    """The ordinary run with these values."""
+    return build.adapted(with_values(self.config, values), self.loaded)
+
+  def start(self, values: Mapping[str, Any]) -> tuple[sweep.Lanes, Params]:
+    """(that run before its first step, as a lane; its base)."""
+    job = self.of(values)
+    key = jax.random.fold_in(jax.random.key(job.config.seed), 1)
+    return sweep.run(sweep.fit_ranks(job.params, self.job.params), job.optimizer, key)
+
+  @functools.cached_property
+  def one(self) -> tuple[sweep.Lanes, Params]:
+    """Any run, for the shapes of all, and the base."""
+    key = jax.random.key(0)
+    return sweep.run(self.job.params, self.job.optimizer, key)
+
+  def width(self, runs: int) -> int:
+    """Lanes of the program for so many runs: few programs, and few idle lanes."""
+    return min(self.config.sweep.lanes, 1 << (runs - 1).bit_length())
+
+  def program(self, width: int) -> sweep.Program:
+    """The program of so many lanes, compiled when it is first asked for."""
+    if width in self.programs:
+      return self.programs[width]
+    run, base = self.one
+    batches = self.given.batches
+    cursor = batches.get_state()
+    batch = next(batches)
+    batches.set_state(cursor)
+    self.programs[width] = sweep.prepare(
+      sweep.stack([run] * width),
+      base,
+      self.given.objective,
+      self.job.optimizer,
+      batch,
+      accumulate=self.config.train.accumulate,
+    )
+    return self.programs[width]
+
+  def check_memory(self) -> None:
+    """Refuses more lanes than fit, by what the compiled step needs.
+
+    Raises:
+      InputError: it says how many fit.
+    """
+    lanes = self.config.sweep.lanes
+    program, free = self.program(lanes), memory.available()
+    needed = plan.forecast(program.compiled, program.lanes.state, program.base, program.batch).total
+    if needed > free:
+      shared = tree.size(program.base)
+      fit = max(1, int((free - shared) / max(1, (needed - shared) / lanes)))
+      raise InputError(
+        f'sweep.lanes is {lanes}, whose step needs {needed / 2**30:.1f} GiB, and '
+        f'{free / 2**30:.1f} GiB are free; about {fit} lanes fit'
+      )
+
+  def advance(
+    self,
+    runs: Sequence[sweep.Lanes],
+    start: int,
+    end: int,
+    cursor: Any,
+    seen: Seen,
+    stop: Callable[[], Any],
+  ) -> tuple[list[sweep.Lanes], int]:
+    """The runs after step `end`, or after the step in which `stop` said so, and that step.
+
+    The place in the data is then behind it.
+    """
+    program, batches = self.program(self.width(len(runs))), self.given.batches
+    idle = self.width(len(runs)) - len(runs)
+    lanes = program.load([*runs, *[runs[-1]] * idle])
+    batches.set_state(cursor)
+    before = None
+    for step in range(start + 1, end + 1):
+      lanes, metrics = program.step(lanes, program.base, program.place(next(batches)))
+      if before is not None:
+        seen(before[0], np.asarray(before[1])[: len(runs)])
+      before = (step, metrics['loss'])
+      if stop():
+        break
+    assert before is not None
+    seen(before[0], np.asarray(before[1])[: len(runs)])
+    return [sweep.take(lanes, lane) for lane in range(len(runs))], before[0]
+
+  def measure(self, runs: Sequence[sweep.Lanes], split: str) -> list[dict[str, float]]:
+    """The objective's metrics of each run on held-out rows, the same for all."""
+    program = self.program(self.width(len(runs)))
+    idle = self.width(len(runs)) - len(runs)
+    lanes = program.load([*runs, *[runs[-1]] * idle])
+    return program.evaluate(lanes, self.given.held_out[split])[: len(runs)]
+
+  def params(self, values: Mapping[str, Any], run: sweep.Lanes) -> tuple[Job, Params]:
+    """The ordinary run with these values, and its parameters as the lane has trained them."""
+    job = self.of(values)
+    whole = tree.combine(run.state.trainable, tree.combine(run.own, self.one[1]))
+    return job, sweep.cut_ranks(whole, job.params)
+
+
+def prepare(config: Config, space: Sequence[Dimension]) -> Runs:
+  """Loads what all runs share.
+
+  Raises:
+    InputError: as `build.job`.
+  """
+  loaded = build.load(config)
+  largest = {d.key: d.largest for d in space if d.key == 'method.rank'}
+  rates = {d.key: d.largest for d in space if d.key == 'method.options.dropout'}
+  job = build.adapted(with_values(config, {**largest, **rates}), loaded)
+  given = inputs.texts(job)
+  given = inputs.features(job, runs=config.sweep.candidates) or given
+  return Runs(config, loaded, job, given)
