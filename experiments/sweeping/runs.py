@@ -54,10 +54,6 @@ class Runs:
     key = jax.random.key(0)
     return sweep.run(self.job.params, self.job.optimizer, key)
 
-  def width(self, runs: int) -> int:
-    """Lanes of the program for so many runs: few programs, and few idle lanes."""
-    return min(self.config.sweep.lanes, 1 << (runs - 1).bit_length())
-
   def program(self, width: int) -> sweep.Program:
     """The program of so many lanes, compiled when it is first asked for."""
     if width in self.programs:
@@ -107,28 +103,25 @@ class Runs:
 
     The place in the data is then behind it.
     """
-    program, batches = self.program(self.width(len(runs))), self.given.batches
-    idle = self.width(len(runs)) - len(runs)
-    lanes = program.load([*runs, *[runs[-1]] * idle])
+    program, batches = self.program(len(runs)), self.given.batches
+    lanes = program.load(runs)
     batches.set_state(cursor)
     before = None
     for step in range(start + 1, end + 1):
       lanes, metrics = program.step(lanes, program.base, program.place(next(batches)))
       if before is not None:
-        seen(before[0], np.asarray(before[1])[: len(runs)])
+        seen(before[0], np.asarray(before[1]))
       before = (step, metrics['loss'])
       if stop():
         break
     assert before is not None
-    seen(before[0], np.asarray(before[1])[: len(runs)])
+    seen(before[0], np.asarray(before[1]))
     return [sweep.take(lanes, lane) for lane in range(len(runs))], before[0]
 
   def measure(self, runs: Sequence[sweep.Lanes], split: str) -> list[dict[str, float]]:
     """The objective's metrics of each run on held-out rows, the same for all."""
-    program = self.program(self.width(len(runs)))
-    idle = self.width(len(runs)) - len(runs)
-    lanes = program.load([*runs, *[runs[-1]] * idle])
-    return program.evaluate(lanes, self.given.held_out[split])[: len(runs)]
+    program = self.program(len(runs))
+    return program.evaluate(program.load(runs), self.given.held_out[split])
 
   def params(self, values: Mapping[str, Any], run: sweep.Lanes) -> tuple[Job, Params]:
     """The ordinary run with these values, and its parameters as the lane has trained them."""
