@@ -167,7 +167,8 @@ def get_config() -> ml_collections.ConfigDict:
   config.sweep.first = 0.11
   config.sweep.factor = 3.0
   config.sweep.seeds = 3  # with which the winner and this configuration are run at the end
-  # Optuna's storage, which several machines may share: a file in the work directory by default.
+  # Optuna's storage, which several machines may share: the URL of a database, or journal:FILE; a
+  # file in the work directory by default.
   config.sweep.storage = ''
   config.sweep.study = 'sweep'  # its name there
 

@@ -30,10 +30,10 @@ def start(config: Config, folder: str | None, *, dry_run: bool = False) -> int:
     prepared = runs.prepare(config, space)
     rungs = settings.rungs(config, prepared.job.steps)
     prepared.check_memory()
-    trials = study.open_study(config, path)
-    workdir.claim(path, config)  # only now: a sweep that cannot be built leaves no trace
-    record = records.read(path)
-    return run(search.Sweep(config, space, prepared, rungs, path, trials, record))
+    with study.opened(config, path) as trials:
+      workdir.claim(path, config)  # only now: a sweep that cannot be built leaves no trace
+      record = records.read(path)
+      return run(search.Sweep(config, space, prepared, rungs, path, trials, record))
 
 
 def run(it: search.Sweep) -> int:
@@ -43,7 +43,7 @@ def run(it: search.Sweep) -> int:
   print(words.plan(it.config, it.space, it.runs), flush=True)
   if it.record.candidates:
     print(f'going on with {len(it.record.candidates)} candidates')
-  with study.usable(it.config), entry.interruptible() as stop, Table(it) as table:
+  with entry.interruptible() as stop, Table(it) as table:
     ended = search.search(it, table, stop)
   it.record.seconds += time.time() - started
   records.write(it.folder, it.record)

@@ -15,14 +15,16 @@ from experiments.sweeping.space import Dimension
 from jaxtune.typing import InputError
 
 FILE = 'study.db'  # in the work directory
+JOURNAL = 'journal:'
 OURS = 'jaxtune_folder'  # attribute of a trial: the work directory that runs it
 
 
-def open_study(config: Config, folder: pathlib.Path) -> Any:
+@contextlib.contextmanager
+def opened(config: Config, folder: pathlib.Path) -> Iterator[Any]:
   """The study of a sweep, made if it is not there.
 
   Raises:
-    InputError: Optuna is not installed, or a storage that it cannot use.
+    InputError: Optuna is not installed, or as `usable`.
   """
   if importlib.util.find_spec('optuna') is None:
     raise InputError("a sweep needs the package optuna; pip install 'jaxtune[sweep]'")
@@ -30,11 +32,26 @@ def open_study(config: Config, folder: pathlib.Path) -> Any:
 
   optuna.logging.set_verbosity(optuna.logging.ERROR)
   warnings.filterwarnings('ignore', module='optuna')
-  storage = config.sweep.storage or f'sqlite:///{(folder / FILE).absolute()}'
   with usable(config):
-    return optuna.create_study(
-      storage=storage, study_name=config.sweep.study, direction='minimize', load_if_exists=True
-    )
+    storage = _storage(config.sweep.storage or f'sqlite:///{(folder / FILE).absolute()}')
+    try:
+      yield optuna.create_study(
+        storage=storage, study_name=config.sweep.study, direction='minimize', load_if_exists=True
+      )
+    finally:
+      if isinstance(storage, optuna.storages.RDBStorage):
+        storage.remove_session()
+        storage.engine.dispose()
+
+
+def _storage(place: str) -> Any:
+  """A database by its URL, or `journal:FILE`."""
+  from optuna import storages
+  from optuna.storages.journal import JournalFileBackend
+
+  if place.startswith(JOURNAL):
+    return storages.JournalStorage(JournalFileBackend(place.removeprefix(JOURNAL)))
+  return storages.RDBStorage(place)
 
 
 @contextlib.contextmanager
