@@ -64,10 +64,10 @@ def following(it: Sweep) -> int | None:
   sent = sweep.promotion(results, it.config.sweep.factor)
   if sent is not None:
     return sent[0]
-  before = len(it.record.candidates)
   if search.missing(it) > 0:
     search.propose(it, 1)
-  return before if len(it.record.candidates) > before else None
+  new = [c.number for c in it.record.of('search') if not c.losses and c.number not in at_work]
+  return new[0] if new else None
 
 
 def work(

@@ -6,7 +6,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxtune import adapt, losses, optim, sweep, train, tree
+from jaxtune import adapt, interop, losses, optim, sweep, train, tree
 from jaxtune.sweep import lanes as lanes_module
 from jaxtune.typing import InputError
 from tests.sweep.conftest import STEPS, Candidate, Job
@@ -181,6 +181,22 @@ def test_one_base(lora):
   expected = tree.size(base) + 16 * tree.size(one) + tree.size(program.batch)
   found = program.compiled.memory_analysis().argument_size_in_bytes
   assert found == pytest.approx(expected, rel=0.01)
+
+
+@pytest.mark.slow
+def test_sixteen_lanes_of_a_real_model_hold_one_base(smollm2):
+  """Of SmolLM2 and LoRA: arguments are the base once, and adapters with their moments 16 times."""
+  model, params = interop.load(smollm2)
+  optimizer = optim.create('adamw', 1e-3)
+  adapted = adapt.lora(jax.random.key(0), params, rank=8)
+  run, base = sweep.run(adapted, optimizer, jax.random.key(0))
+  tokens = np.ones((1, 16), np.int32)
+  batch = {'tokens': tokens, 'mask': tokens > 0, 'supervised': tokens > 0}
+  program = sweep.prepare(sweep.stack([run] * 16), base, losses.causal_lm(model), optimizer, batch)
+  trained = tree.size(adapt.trainable(adapted)[0])
+  assert tree.size(run.state) == pytest.approx(3 * trained, rel=1e-3)
+  found = program.compiled.memory_analysis().argument_size_in_bytes
+  assert found == pytest.approx(tree.size(params) + 16 * 3 * trained, rel=0.01)
 
 
 def test_evaluates_every_lane_on_the_same_rows(lora):
