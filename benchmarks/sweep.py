@@ -210,7 +210,9 @@ def main() -> None:
   if load > 0.5:
     print('The machine was busy when this began: the times are too high.')
   if options.separate:
-    print(f'Of the separate commands {options.separate} were run, and the others reckoned.')
+    print(
+      f'At most {options.separate} separate commands were run; the others are reckoned from them.'
+    )
   if options.json:
     record = {'machine': machine(), 'load': load, 'rows': found, 'steps': options.steps}
     options.json.write_text(json.dumps(record, indent=2) + '\n')

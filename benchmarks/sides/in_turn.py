@@ -16,11 +16,11 @@ from experiments.sweeping import records, settings, space
 from jaxtune import adapt, train
 
 CONFIG = config_flags.DEFINE_config_file('config', None, 'The configuration.')
-WORKDIR = flags.DEFINE_string('workdir', None, 'The folder for what is measured.')
+WORKDIR = flags.DEFINE_string('workdir', '', 'The folder for what is measured.')
 
 
 def main() -> int:
-  config, folder = CONFIG.value, pathlib.Path(WORKDIR.value)
+  config = CONFIG.value
   grid = space.grid(settings.check(config))
   loaded = build.load(config)
   job = build.adapted(config, loaded)
@@ -34,14 +34,17 @@ def main() -> int:
     key = jax.random.fold_in(jax.random.key(job.config.seed), 1)
     trainable, _ = adapt.trainable(job.params)
     given.batches.set_state(cursor)
+    found: list[dict[str, float]] = []
     train.fit(
       program,
       given.batches,
       steps=job.steps,
       state=train.init_state(trainable, job.optimizer, key, places),
       evaluate=lambda trained: inputs.measure(given, program, trained, 'valid'),
-      log=lambda line, number=number: lines.append({'candidate': number, **line}),
+      log=found.append,
     )
+    lines += [{'candidate': number, **line} for line in found]
+  folder = pathlib.Path(WORKDIR.value)
   folder.mkdir(parents=True, exist_ok=True)
   records.add_curves(folder, lines)
   return 0

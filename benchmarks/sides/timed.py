@@ -17,7 +17,7 @@ import runpy  # noqa: E402
 import sys  # noqa: E402
 from typing import Any  # noqa: E402
 
-seconds: collections.Counter[str] = collections.Counter()
+seconds: dict[str, float] = collections.defaultdict(float)
 running: list[str] = ['other']
 since = BEGAN
 
@@ -49,17 +49,19 @@ def watch(owner: Any, name: str, phase: str) -> None:
 
 def main() -> None:
   called, script, *flags = sys.argv[1:]
-  from experiments import build, inputs, run, start
-  from experiments.sweeping import runs
+  from experiments import build, inputs
 
   if script == 'experiments.sweep':
-    from experiments.sweeping import start  # noqa: F401
+    import experiments.sweeping.start  # noqa: F401  # what it imports is of its start
+    from experiments.sweeping.runs import Runs
 
-    watch(runs.Runs, 'program', 'compile')
-    watch(runs.Runs, 'start', 'begin runs')
-    watch(runs.Runs, 'advance', 'train')
-    watch(runs.Runs, 'measure', 'evaluate')
+    watch(Runs, 'program', 'compile')
+    watch(Runs, 'start', 'begin runs')
+    watch(Runs, 'advance', 'train')
+    watch(Runs, 'measure', 'evaluate')
   else:
+    from experiments import run
+
     watch(run, 'prepare', 'compile')
     watch(run.train, 'fit', 'train')
     watch(inputs, 'measure', 'evaluate')
