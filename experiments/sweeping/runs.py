@@ -130,16 +130,20 @@ class Runs:
     return job, sweep.cut_ranks(whole, job.params)
 
 
-def prepare(config: Config, space: Sequence[Dimension]) -> Runs:
-  """Loads what all runs share.
+def prepare(config: Config, space: Sequence[Dimension], loaded: Loaded | None = None) -> Runs:
+  """Loads what all runs share, if it is not at hand.
 
   Raises:
     InputError: as `build.job`.
   """
-  loaded = build.load(config)
-  largest = {d.key: d.largest for d in space if d.key == 'method.rank'}
-  rates = {d.key: d.largest for d in space if d.key == 'method.options.dropout'}
-  job = build.adapted(with_values(config, {**largest, **rates}), loaded)
+  loaded = loaded or build.load(config)
+  job = build.adapted(largest(config, space), loaded)
   given = inputs.texts(job)
   given = inputs.features(job, runs=config.sweep.candidates) or given
   return Runs(config, loaded, job, given)
+
+
+def largest(config: Config, space: Sequence[Dimension]) -> Config:
+  """The configuration whose adapters have room for all others'."""
+  keys = ('method.rank', 'method.options.dropout')
+  return with_values(config, {d.key: d.largest for d in space if d.key in keys})
