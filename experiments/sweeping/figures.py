@@ -12,13 +12,13 @@ from jaxtune.report.plot import INK, svg
 
 
 def curves(
-  lines: Sequence[Mapping[str, float]], candidates: Sequence[Candidate], winner: int
+  lines: Sequence[Mapping[str, float]], candidates: Sequence[Candidate], front: int
 ) -> str:
   """Left: the training loss of each run; right: its held-out loss where it was judged."""
   figure, (left, right) = panels(2)
   ends = []
   for candidate in candidates:
-    best = candidate.number == winner
+    best = candidate.number == front
     look: Any = {'color': COLOURS[0] if best else SHADE, 'linewidth': 2.2 if best else 0.9}
     look |= {'alpha': 1.0 if best else 0.55, 'zorder': 3 if best else 2}
     own = [x for x in lines if x['candidate'] == candidate.number and 'loss' in x]
@@ -28,13 +28,13 @@ def curves(
       ends += [*loss[len(loss) // 5 :]]
     held = {step: loss for step, loss in candidate.losses.items() if np.isfinite(loss)}
     right.plot([*held], [*held.values()], marker='o', markersize=3.5, **look)
-  style(left, 'training loss, smoothed (the winner in blue)', 'step', False)
+  style(left, 'training loss, smoothed (the best in blue)', 'step', False)
   style(right, 'held-out loss at the rungs', 'step', False)
   clip(left, np.array(ends))
   return svg(figure, 'Losses of all candidates')
 
 
-def surface(candidates: Sequence[Candidate], space: Sequence[Dimension], winner: int) -> str:
+def surface(candidates: Sequence[Candidate], space: Sequence[Dimension], front: int) -> str:
   """The last held-out loss against each searched number, coloured by the rank where it varies."""
   ranges = [d for d in space if not d.choices] or list(space)
   rank = next((d for d in space if d.key == 'method.rank' and d not in ranges), None)
@@ -53,7 +53,7 @@ def surface(candidates: Sequence[Candidate], space: Sequence[Dimension], winner:
         alpha=0.8,
         label=None if group is None else f'rank {group}',
       )
-    best = next(c for c in candidates if c.number == winner)
+    best = next(c for c in candidates if c.number == front)
     place = (best.values[dimension.key], list(best.losses.values())[-1])
     panel.plot(*place, 'o', markersize=15, markerfacecolor='none', markeredgecolor=INK)
     style(panel, f'held-out loss by {dimension.key}', dimension.key, False)

@@ -1,8 +1,10 @@
 """The end of a sweep: the winner exported, the configuration that makes it again, and the page."""
 
+import math
 import pathlib
 import shutil
 import statistics
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import markupsafe
@@ -14,19 +16,15 @@ from experiments.sweeping.records import Candidate
 from experiments.sweeping.search import Sweep
 from experiments.sweeping.space import with_values
 from jaxtune import report
-from jaxtune.typing import InputError
 
 AGAIN = 'winner.py'
 
 
 def finish_sweep(it: Sweep) -> str:
   """Exports the winner, writes `winner.py`, the page and the result; returns what was reached."""
-  best = search.winner(it)
-  run = records.load(it.folder, best, it.runs.one[0])
-  if run is None:
-    raise InputError(f'the state of the winner, candidate {best.number}, is damaged; start anew')
-  sentence = headline(it, best)
-  job, params = it.runs.params(best.values, run)
+  role, best = search.winner(it)
+  sentence = headline(it, role, best)
+  job, params = it.runs.params(best.values, search.state(it, best))
   params = build.without_company(params)
   card = report.adapter_card(
     title=it.folder.name,
@@ -44,8 +42,9 @@ def finish_sweep(it: Sweep) -> str:
   write(it, best, sentence)
   settings = {
     role: {
-      'values': it.record.candidates[numbers[0]].values,
-      'runs': [it.record.candidates[n].scores or _held_out(it, n) for n in numbers],
+      'values': _without_seed(it.record.candidates[numbers[0]].values),
+      'valid': [it.record.candidates[n].losses[it.rungs[-1]] for n in numbers],
+      'test': [it.record.candidates[n].scores for n in numbers],
     }
     for role, numbers in it.record.confirm.items()
   }
@@ -54,44 +53,65 @@ def finish_sweep(it: Sweep) -> str:
     {
       'headline': sentence,
       'step': it.rungs[-1],
-      'winner': {'candidate': best.number, 'values': best.values, 'losses': best.losses},
+      'winner': {
+        'role': role,
+        'candidate': best.number,
+        'values': best.values,
+        'losses': best.losses,
+      },
       'settings': settings,
       'candidates': len(it.record.of('search')),
       'dead': sum(c.dead for c in it.record.candidates),
+      'steps': sum(c.step for c in it.record.candidates),
+      'seconds': it.record.seconds,
     },
   )
   return sentence
 
 
-def _held_out(it: Sweep, number: int) -> dict[str, float]:
-  return {'loss': it.record.candidates[number].losses[it.rungs[-1]]}
+def _without_seed(values: Mapping[str, Any]) -> dict[str, Any]:
+  return {name: value for name, value in values.items() if name != 'seed'}
 
 
-def score_name(it: Sweep, candidate: Candidate) -> str:
-  """The score of the task, or the loss."""
+def score_name(it: Sweep) -> str:
+  """The score of the task on the test rows, or the held-out loss where there are none."""
   name = tasks.TASKS[it.config.task].score
-  return name if name in candidate.scores else 'loss'
+  tested = [c for c in it.record.candidates if c.scores]
+  return (name if name in tested[0].scores else 'loss') if tested else 'held-out loss'
 
 
-def spread(it: Sweep, role: str) -> tuple[float, float, int]:
-  """(mean, standard deviation, number) of the test score over the seeds of a setting."""
+def scores(it: Sweep, role: str) -> list[float]:
+  """That of each seed of a setting whose loss stayed a number."""
+  name = score_name(it)
   found = [it.record.candidates[number] for number in it.record.confirm[role]]
-  alive = [c for c in found if not c.dead]
-  values = [c.scores.get(score_name(it, c), c.losses.get(it.rungs[-1], 0.0)) for c in alive]
-  deviation = statistics.stdev(values) if len(values) > 1 else 0.0
-  return (statistics.fmean(values), deviation, len(values)) if values else (float('nan'), 0.0, 0)
+  return [c.scores.get(name, c.losses[it.rungs[-1]]) for c in found if not c.dead]
 
 
-def headline(it: Sweep, best: Candidate) -> str:
+def spread(values: Sequence[float]) -> tuple[float, float]:
+  """(mean, standard deviation); the latter 0 for one value alone."""
+  values = [value for value in values if math.isfinite(value)]
+  if not values:
+    return math.nan, 0.0
+  return statistics.fmean(values), statistics.stdev(values) if len(values) > 1 else 0.0
+
+
+def headline(it: Sweep, role: str, chosen: Candidate) -> str:
   """One sentence, which counts candidates and names the winner."""
-  mean, deviation, seeds = spread(it, 'winner')
-  usual, own, _ = spread(it, 'default')
-  name = score_name(it, best)
+  found = it.record.of('search')
   rows = len(it.runs.job.corpus.test.examples) or len(it.runs.job.corpus.valid.examples)
+  seeds = len(scores(it, role))
+  name = f'candidate {search.best(it, found).number}' if role == 'best' else 'the default setting'
+  others = {'best': 'the best candidate', 'default': 'the default setting'}
+
+  def reached(role: str) -> str:
+    return '{:.3f} ± {:.3f}'.format(*spread(scores(it, role)))
+
   return (
-    f'{len(it.record.of("search"))} candidates; the winner is candidate {best.number} '
-    f'({words.values(best.values)}): {name} on {rows:,} held-out rows {mean:.3f} ± {deviation:.3f} '
-    f'over {seeds} seed{"s" * (seeds != 1)}, the default setting {usual:.3f} ± {own:.3f}.'
+    f'{len(found)} candidates; the winner is {name} ({words.values(chosen.values)}): '
+    f'{score_name(it)} on {rows:,} held-out rows {reached(role)} over {seeds} '
+    f'seed{"s" * (seeds != 1)}'
+    + ''.join(f', {others[r]} {reached(r)}' for r in it.record.confirm if r != role)
+    + '.'
   )
 
 
@@ -115,6 +135,7 @@ def write(it: Sweep, best: Candidate, sentence: str) -> None:
   found = it.record.of('search')
   rungs = it.rungs
   names = [d.key for d in it.space]
+  front = search.best(it, found).number
   order = sorted(found, key=lambda c: (-max(c.losses, default=0), [*c.losses.values()][-1:]))
   page.write(
     it.folder / 'report.html',
@@ -129,11 +150,11 @@ def write(it: Sweep, best: Candidate, sentence: str) -> None:
       'steps of all runs': f'{sum(c.step for c in it.record.candidates):,}',
       'time': f'{it.record.seconds:.0f} s',
     },
-    about=f'Both were run {it.config.sweep.seeds} times with other seeds for {rungs[-1]} steps and '
-    'measured on rows that chose nothing.',
+    about=f'Each was run for {rungs[-1]} steps with {it.config.sweep.seeds} seeds. The held-out '
+    'loss chose the winner; the test rows chose nothing.',
     confirm=confirmed(it),
-    curves=markupsafe.Markup(figures.curves(records.curves(it.folder), found, best.number)),
-    surface=markupsafe.Markup(figures.surface(found, it.space, best.number)),
+    curves=markupsafe.Markup(figures.curves(records.curves(it.folder), found, front)),
+    surface=markupsafe.Markup(figures.surface(found, it.space, front)),
     rungs={
       'head': ['candidate', *names, *(f'step {rung}' for rung in rungs)],
       'rows': [
@@ -154,26 +175,32 @@ def write(it: Sweep, best: Candidate, sentence: str) -> None:
 
 
 def confirmed(it: Sweep) -> dict[str, Any]:
-  """The table of the winner and the default setting."""
-  best = search.winner(it)
-  name = score_name(it, best)
+  """The table of the best and the default setting, and what seeds make of their distance."""
+  name = score_name(it)
   rows = []
-  for role in it.record.confirm:
-    mean, deviation, seeds = spread(it, role)
-    runs = [it.record.candidates[number] for number in it.record.confirm[role]]
-    values = {k: v for k, v in runs[0].values.items() if k != 'seed'}
-    each = ', '.join(f'{c.scores.get(name, c.losses.get(it.rungs[-1], 0)):.3f}' for c in runs)
-    rows.append([role, words.values(values), f'{mean:.4f}', f'{deviation:.4f}', seeds, each])
-  mean, deviation, _ = spread(it, 'winner')
-  usual, own, _ = spread(it, 'default')
-  apart = abs(mean - usual)
-  wide = max(deviation, own)
-  note = (
+  for role, numbers in it.record.confirm.items():
+    held = spread(search.held_out(it, role))
+    mean, deviation = spread(scores(it, role))
+    each = ', '.join(f'{score:.3f}' for score in scores(it, role))
+    values = words.values(_without_seed(it.record.candidates[numbers[0]].values))
+    rows.append(
+      [role, values, '{:.4f} ± {:.4f}'.format(*held), f'{mean:.4f} ± {deviation:.4f}', each]
+    )
+  head = ['setting', 'values', 'held-out loss', name, 'each seed']
+  return {'head': head, 'rows': rows, 'note': distance(it)}
+
+
+def distance(it: Sweep) -> str:
+  """How far the two settings are apart, beside what seeds alone move."""
+  if len(it.record.confirm) == 1:
+    return 'No candidate had a lower held-out loss than the default setting.'
+  means, deviations = zip(*(spread(scores(it, role)) for role in it.record.confirm), strict=True)
+  apart, wide = abs(means[0] - means[1]), max(deviations)
+  return (
     f'They are {apart:.4f} apart, and seeds alone move one setting by {wide:.4f} (standard '
-    'deviation). ' + ('More than seeds explain.' if apart > 2 * wide else 'Seeds may explain it.')
+    f'deviation): {"more" if apart > 2 * wide else "no more"} than seeds explain. The winner '
+    'is the one with the lower mean held-out loss.'
   )
-  return {'head': ['setting', 'values', name, 'over seeds ±', 'seeds', 'each'], 'rows': rows,
-          'note': note}  # fmt: skip
 
 
 def _loss(candidate: Candidate, rung: int) -> str:

@@ -55,7 +55,7 @@ class Record:
   Attributes:
     candidates: in the order in which they began.
     asked: how often new ones were proposed.
-    confirm: 'winner' and 'default': the numbers of their runs at the end.
+    confirm: 'best' and 'default': the numbers of their runs at the end.
     cursors: the place in the data after so many steps.
     seconds: that earlier starts took.
   """

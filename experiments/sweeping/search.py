@@ -1,8 +1,9 @@
-"""Waves of runs: candidates up the rungs, then the winner and the default setting over seeds."""
+"""Waves of runs: candidates up the rungs, then the best and the default setting over seeds."""
 
 import math
 import pathlib
-from collections.abc import Callable
+import statistics
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple, Protocol
 
 import numpy as np
@@ -77,6 +78,7 @@ def search(it: Sweep, show: Show, stop: Callable[[], Any]) -> bool:
     wave = next_wave(it)
     if wave is None:
       if it.record.confirm:
+        test(it)
         return True
       confirm(it)
       continue
@@ -182,16 +184,12 @@ def work(it: Sweep, wave: Wave, show: Show, stop: Callable[[], Any]) -> bool:
 
 
 def judge(it: Sweep, wave: Wave, states: list[sweep.Lanes], lines: list[dict[str, float]]) -> None:
-  """Held-out losses, of all members on the same rows; at the end of a run test metrics too."""
+  """Held-out losses, of all members on the same rows."""
   found = it.runs.measure(states, 'valid')
-  last = wave.end == it.rungs[-1]
-  scores = it.runs.measure(states, 'test') if last and it.runs.given.held_out['test'] else None
-  for place, (candidate, metrics) in enumerate(zip(wave.members, found, strict=True)):
+  for candidate, metrics in zip(wave.members, found, strict=True):
     candidate.losses[wave.end] = metrics['loss']
     candidate.dead = not math.isfinite(metrics['loss'])
     lines.append({'candidate': candidate.number, 'step': wave.end, 'eval/loss': metrics['loss']})
-    if scores is not None:
-      candidate.scores = scores[place]
 
 
 def tell(it: Sweep) -> None:
@@ -206,25 +204,28 @@ def tell(it: Sweep) -> None:
   studies.tell(it.study, it.record.candidates, behind, it.rungs[-1], it.folder)
 
 
-def winner(it: Sweep) -> Candidate:
-  """The candidate with the lowest held-out loss at the end.
+def best(it: Sweep, candidates: Sequence[Candidate]) -> Candidate:
+  """The one with the lowest held-out loss at the end.
 
   Raises:
     InputError: none reached it.
   """
-  ended = [c for c in it.record.of('search') if it.rungs[-1] in c.losses and not c.dead]
+  ended = [c for c in candidates if it.rungs[-1] in c.losses and not c.dead]
   if not ended:
     raise InputError(
-      f'all {len(it.record.of("search"))} candidates ended with a loss that is no number; search '
-      'lower learning rates (sweep.space)'
+      f'all {len(candidates)} runs ended with a loss that is no number; search lower learning '
+      'rates (sweep.space)'
     )
   return min(ended, key=lambda c: (c.losses[it.rungs[-1]], c.number))
 
 
 def confirm(it: Sweep) -> None:
-  """The winner and the default setting, each with several seeds; runs that are there count."""
-  settings = {'winner': winner(it).values, 'default': spaces.values_of(it.config, it.space)}
+  """The best setting and the default one, each with several seeds; runs that are there count."""
   first = it.config.seed
+  default = spaces.values_of(it.config, it.space)
+  settings = {'best': best(it, it.record.of('search')).values, 'default': default}
+  if {**settings['best'], 'seed': 0} == {**default, 'seed': 0}:
+    del settings['best']
   for role, values in settings.items():
     numbers = []
     for seed in range(first, first + it.config.sweep.seeds):
@@ -241,3 +242,44 @@ def confirm(it: Sweep) -> None:
 def _same(it: Sweep, candidate: Candidate, values: dict[str, Any]) -> bool:
   whole = candidate.role == 'confirm' or it.rungs[-1] in candidate.losses
   return whole and {'seed': it.config.seed, **candidate.values} == values
+
+
+def test(it: Sweep) -> None:
+  """The metrics of all seeds on the test rows, which choose nothing."""
+  numbers = {number for runs in it.record.confirm.values() for number in runs}
+  left = [c for c in map(it.record.candidates.__getitem__, sorted(numbers)) if not c.dead]
+  if not it.runs.given.held_out['test'] or all(c.scores for c in left):
+    return
+  for first in range(0, len(left), it.config.sweep.lanes):
+    members = left[first : first + it.config.sweep.lanes]
+    found = it.runs.measure([state(it, c) for c in members], 'test')
+    for candidate, metrics in zip(members, found, strict=True):
+      candidate.scores = metrics
+  records.write(it.folder, it.record)
+
+
+def state(it: Sweep, candidate: Candidate) -> sweep.Lanes:
+  """The run as it ended.
+
+  Raises:
+    InputError: its file is damaged.
+  """
+  found = records.load(it.folder, candidate, it.runs.one[0])
+  if found is None:
+    raise InputError(
+      f'the state of candidate {candidate.number} in {it.folder / records.STATES} is damaged; '
+      'start anew in another folder'
+    )
+  return found
+
+
+def held_out(it: Sweep, role: str) -> list[float]:
+  """The held-out loss at the end of each seed of a setting; of a dead one infinity."""
+  found = [it.record.candidates[number] for number in it.record.confirm[role]]
+  return [math.inf if c.dead else c.losses[it.rungs[-1]] for c in found]
+
+
+def winner(it: Sweep) -> tuple[str, Candidate]:
+  """(the setting with the lower mean held-out loss over seeds, the best of its runs)."""
+  role = min(it.record.confirm, key=lambda role: statistics.fmean(held_out(it, role)))
+  return role, best(it, [it.record.candidates[number] for number in it.record.confirm[role]])

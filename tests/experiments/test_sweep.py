@@ -59,6 +59,9 @@ def test_a_sweep_ends_with_a_winner(swept, capsys, small):
   assert len(ended) == 1 and all(2 in c.losses for c in tried)
   assert ended[0].number == min(tried, key=lambda c: c.losses[2]).number
   assert {len(numbers) for numbers in record.confirm.values()} == {2}
+  chosen = found['settings'][found['winner']['role']]
+  assert np.mean(chosen['valid']) == min(np.mean(s['valid']) for s in found['settings'].values())
+  assert all('accuracy' in metrics for s in found['settings'].values() for metrics in s['test'])
   page = (swept / 'report.html').read_text()
   assert found['headline'].split(':')[0] in page and page.count('<svg') >= 2
   assert sweep.start(small(), str(swept)) == 0
@@ -128,7 +131,7 @@ def test_interrupted_it_ends_bitwise_as_if_undisturbed(swept, small, tmp_path, m
   assert [c.values for c in mine.candidates] == [c.values for c in theirs.candidates]
   assert [c.digest for c in mine.candidates] == [c.digest for c in theirs.candidates]
   assert records.curves(folder) == records.curves(swept)
-  assert result(folder) == result(swept) | {'headline': result(folder)['headline']}
+  assert result(folder) == result(swept) | {'seconds': result(folder)['seconds']}
 
 
 @pytest.mark.slow
@@ -139,7 +142,7 @@ def test_dead_candidates_are_replaced(small, tmp_path):
   assert sweep.start(config, str(tmp_path / 'w')) == 0
   found = records.read(tmp_path / 'w').of('search')
   assert sum(not c.dead for c in found) == 3 or len(found) == 6
-  assert result(tmp_path / 'w')['winner']['values'] == {'optim.lr': 1e-3}
+  assert result(tmp_path / 'w')['settings']['best']['values'] == {'optim.lr': 1e-3}
 
 
 def test_a_damaged_state_begins_anew(swept, small, tmp_path):
