@@ -1,5 +1,6 @@
 """The end of a loop: the setting exported, the configuration that makes it again, the result."""
 
+import math
 import pathlib
 import shutil
 from collections.abc import Sequence
@@ -49,7 +50,7 @@ def finish(it: Any, done: Sequence[Round], seconds: float, ended: str) -> str:
   )
   shutil.rmtree(it.folder / 'export', ignore_errors=True)
   runs.export(job, params, it.folder / 'export', card)
-  report.replace_file(it.folder / AGAIN, again(it.config, values).encode())
+  report.replace_file(it.folder / AGAIN, again(it.config, {'seed': config.seed, **values, **one.values}).encode())
   page.write(it, done, seconds, ended, sentence, name)
   workdir.write_json(
     it.folder / workdir.RESULT,
@@ -61,7 +62,7 @@ def finish(it: Any, done: Sequence[Round], seconds: float, ended: str) -> str:
       'ended': ended,
       'budget': list(settings.budget(it.config)),
       'score': name,
-      'settings': {'start': done[0].before._asdict(), 'final': final(done)._asdict()},
+      'settings': {'start': plain(done[0].before), 'final': plain(final(done))},
       'rounds': [as_json(found) for found in done],
       'steps': steps,
       'minutes': seconds / 60,
@@ -85,13 +86,22 @@ def final(done: Sequence[Round]) -> Measured:
 def as_json(one: Round) -> dict[str, Any]:
   return {
     'key': one.plan.key,
-    'tried': [[value, one.response.get(value)] for value in one.plan.values],
-    'before': {'value': one.present, **one.before._asdict()},
-    'best': {'value': one.best, **one.after._asdict()},
+    'response': [[value, number(one.response[value])] for value in one.plan.values],
+    'before': {'value': one.present, **plain(one.before)},
+    'best': {'value': one.best, **plain(one.after)},
     'taken': one.pays,
     'move': words.move(one),
     'steps': one.steps,
   }
+
+
+def plain(found: Measured) -> dict[str, Any]:
+  return {'losses': [*map(number, found.losses)], 'scores': [*map(number, found.scores)]}
+
+
+def number(value: float) -> float | None:
+  """JSON has no other."""
+  return value if math.isfinite(value) else None
 
 
 def again(config: Config, values: dict[str, Any]) -> str:

@@ -76,12 +76,13 @@ def read(config: Config, place: pathlib.Path, plan: Plan, present: Any) -> Round
 
 
 def chosen(record: records.Record, role: str) -> list[Candidate]:
-  """The runs over seeds of the best value, or of the present one."""
-  return [record.candidates[number] for number in record.confirm[role]]
+  """The runs over seeds of the best value, or of the present one, which may be the best."""
+  numbers = record.confirm[role if role in record.confirm else 'default']
+  return [record.candidates[number] for number in numbers]
 
 
 def measured(config: Config, found: Sequence[Candidate]) -> Measured:
-  name = score_name(config, found[0].scores)
+  name = score_name(config, next((one.scores for one in found if one.scores), {}))
   return Measured(
     tuple(last(one) for one in found), tuple(one.scores.get(name, last(one)) for one in found)
   )
@@ -117,9 +118,9 @@ def seconds_per_step(config: Config, shared: Shared) -> float:
 def job(
   config: Config, place: pathlib.Path, shared: Shared, role: str
 ) -> tuple[build.Job, Any, Candidate]:
-  """An ordinary run of a round, as it ended: the job, its parameters, and its record."""
+  """The best run of a setting as an ordinary one: the job, its parameters, and its record."""
   made = shared.prepare(config, sweeps.settings.check(config))
-  one = chosen(records.read(place), role)[0]
+  one = min(chosen(records.read(place), role), key=lambda one: (math.isnan(last(one)), last(one)))
   state = records.load(place, one, made.one[0])
   if state is None:
     raise sweeps.InputError(

@@ -45,7 +45,8 @@ def check(config: Config) -> None:
       raise InputError(f'tune.order names {key} too often; leave one out')
   if not order(config):
     raise InputError(
-      f'tune.order names nothing that {config.method.name} with {config.optim.name} has; add optim.lr'
+      f'tune.order names nothing that {config.method.name} and {config.optim.name} have; '
+      'add optim.lr'
     )
   first = order(config)[0]
   value = dict(keys.flatten(config)).get(first, 0.0)
