@@ -20,8 +20,7 @@ def progress(done: Sequence[Round]) -> str:
   labels = ['start', *(f'{n + 1}: {TUNABLE[one.plan.key].name}' for n, one in enumerate(done))]
   held = [done[0].before, *(one.after if one.pays else one.before for one in done)]
   bars(panel, range(len(held)), held, COLOURS[0], 'the setting from here on', '-o')
-  missed = [(n + 1, one.after) for n, one in enumerate(done) if not one.pays]
-  missed = [(n, one) for n, one in missed if math.isfinite(moves.mean(one.losses))]
+  missed = [(n, one.after) for n, one in enumerate(done, 1) if one.value != one.best]
   places = [n + 0.08 for n, _ in missed]
   bars(panel, places, [one for _, one in missed], SHADE, 'the best value, not taken', 'o')
   style(panel, 'held-out loss, mean and standard deviation over seeds', '', False)
@@ -33,12 +32,15 @@ def progress(done: Sequence[Round]) -> str:
 def bars(
   panel: Any, places: Sequence[float], found: Sequence[Measured], colour: str, label: str, form: str
 ) -> None:
-  if not found:
+  points = [
+    (x, moves.mean(one.losses), moves.spread(one.losses))
+    for x, one in zip(places, found, strict=True)
+  ]
+  points = [point for point in points if math.isfinite(point[1])]  # those that died are not drawn
+  if not points:
     return
-  means = [moves.mean(one.losses) for one in found]
-  spreads = [moves.spread(one.losses) for one in found]
   look: Any = {'capsize': 4, 'linewidth': 1.6, 'markersize': 6}
-  panel.errorbar(places, means, spreads, color=colour, label=label, fmt=form, **look)
+  panel.errorbar(*zip(*points, strict=True), color=colour, label=label, fmt=form, **look)
 
 
 def responses(done: Sequence[Round]) -> list[str]:

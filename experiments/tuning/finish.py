@@ -14,13 +14,14 @@ from experiments.sweeping.records import Candidate
 from experiments.sweeping.space import with_values
 from experiments.tuning import page, rounds, settings, words
 from experiments.tuning.moves import Measured, Round
+from experiments.tuning.rounds import Loop
 from jaxtune import report
 
 AGAIN = sweeps.AGAIN
 
 
-def finish(it: Any, done: Sequence[Round], seconds: float, ended: str) -> str:
-  """Writes all that is left of a loop (`start.Loop`); returns what was reached."""
+def finish(it: Loop, done: Sequence[Round], seconds: float, ended: str) -> str:
+  """Writes all that is left of a loop; returns what was reached."""
   number, role = source(done)
   plan = done[number].plan
   config = it.round(done[:number], plan)
@@ -50,7 +51,9 @@ def finish(it: Any, done: Sequence[Round], seconds: float, ended: str) -> str:
   )
   shutil.rmtree(it.folder / 'export', ignore_errors=True)
   runs.export(job, params, it.folder / 'export', card)
-  report.replace_file(it.folder / AGAIN, again(it.config, {'seed': config.seed, **values, **one.values}).encode())
+  report.replace_file(
+    it.folder / AGAIN, again(it.config, {'seed': config.seed, **values, **one.values}).encode()
+  )
   page.write(it, done, seconds, ended, sentence, name)
   workdir.write_json(
     it.folder / workdir.RESULT,

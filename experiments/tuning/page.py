@@ -9,12 +9,13 @@ import markupsafe
 from experiments import keys, page
 from experiments.tuning import figures, moves, rounds, words
 from experiments.tuning.moves import Round
+from experiments.tuning.rounds import Loop
 
 
 def write(
-  it: Any, done: Sequence[Round], seconds: float, ended: str, sentence: str = '', score: str = ''
+  it: Loop, done: Sequence[Round], seconds: float, ended: str, sentence: str = '', score: str = ''
 ) -> None:
-  """Writes `report.html` of a loop (`start.Loop`); without a sentence it has not ended."""
+  """Writes `report.html` of a loop; without a sentence it has not ended."""
   values = it.values(done)
   held = [done[0].before, *(one.after for one in done if one.pays)][-1]
   taken = sum(one.pays for one in done)

@@ -5,7 +5,7 @@ import math
 import pathlib
 import time
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -13,11 +13,14 @@ from experiments import build, tasks, workdir
 from experiments.build import Loaded
 from experiments.keys import Config
 from experiments.sweeping import records, runs
+from experiments.sweeping import settings as checks
 from experiments.sweeping import start as sweeps
 from experiments.sweeping.records import Candidate
 from experiments.sweeping.space import Dimension
+from experiments.tuning import settings
 from experiments.tuning.dimensions import TUNABLE
 from experiments.tuning.moves import Measured, Plan, Round
+from jaxtune.typing import InputError
 
 TIMED = 3  # steps that tell what one takes
 
@@ -39,6 +42,36 @@ class Shared:
     _, made, cursor = self._made
     made.given.batches.set_state(cursor)
     return dataclasses.replace(made, config=config)
+
+
+class Loop(NamedTuple):
+  """A loop at work.
+
+  Attributes:
+    config: of the user.
+    folder: the work directory.
+    shared: what rounds have in common.
+    start: the values that it begins with.
+    reasons: a line on each of them.
+    steps: of one run.
+    order: keys, as often as each is tuned.
+  """
+
+  config: Config
+  folder: pathlib.Path
+  shared: Shared
+  start: dict[str, Any]
+  reasons: list[str]
+  steps: int
+  order: list[str]
+
+  def values(self, done: Sequence[Round]) -> dict[str, Any]:
+    """The setting after so many rounds."""
+    return {**self.start, **{one.plan.key: one.value for one in done}}
+
+  def round(self, done: Sequence[Round], plan: Plan) -> Config:
+    """The configuration of the round that comes after `done`."""
+    return settings.of_round(self.config, self.values(done), plan, len(done))
 
 
 def folder(path: pathlib.Path, number: int, plan: Plan) -> pathlib.Path:
@@ -101,7 +134,7 @@ def last(one: Candidate) -> float:
 
 def seconds_per_step(config: Config, shared: Shared) -> float:
   """Of one run among those side by side, measured; the program is compiled for it."""
-  space = sweeps.settings.check(config)
+  space = checks.check(config)
   made = shared.prepare(config, space)
   width = min(config.sweep.lanes, len(space[0].choices))
   state, _ = made.start({space[0].key: space[0].choices[0]})
@@ -119,12 +152,10 @@ def job(
   config: Config, place: pathlib.Path, shared: Shared, role: str
 ) -> tuple[build.Job, Any, Candidate]:
   """The best run of a setting as an ordinary one: the job, its parameters, and its record."""
-  made = shared.prepare(config, sweeps.settings.check(config))
+  made = shared.prepare(config, checks.check(config))
   one = min(chosen(records.read(place), role), key=lambda one: (math.isnan(last(one)), last(one)))
   state = records.load(place, one, made.one[0])
   if state is None:
-    raise sweeps.InputError(
-      f'{place}: the state of run {one.number} is damaged; remove this folder'
-    )
+    raise InputError(f'{place}: the state of run {one.number} is damaged; remove this folder')
   found, params = made.params(one.values, state)
   return found, build.without_company(params), one

@@ -2,45 +2,15 @@
 
 import pathlib
 import time
-from typing import Any, NamedTuple
 
 from experiments import build, workdir
 from experiments.keys import Config
 from experiments.tuning import dimensions, finish, moves, page, rounds, settings, words
 from experiments.tuning.moves import Plan, Round
+from experiments.tuning.rounds import Loop
 from jaxtune.typing import InputError
 
 FILE = 'tune.json'
-
-
-class Loop(NamedTuple):
-  """A loop at work.
-
-  Attributes:
-    config: of the user.
-    folder: the work directory.
-    shared: what rounds have in common.
-    start: the values that it begins with.
-    reasons: a line on each of them.
-    steps: of one run.
-    order: keys, as often as each is tuned.
-  """
-
-  config: Config
-  folder: pathlib.Path
-  shared: rounds.Shared
-  start: dict[str, Any]
-  reasons: list[str]
-  steps: int
-  order: list[str]
-
-  def values(self, done: list[Round]) -> dict[str, Any]:
-    """The setting after so many rounds."""
-    return {**self.start, **{one.plan.key: one.value for one in done}}
-
-  def round(self, done: list[Round], plan: Plan) -> Config:
-    """The configuration of the round that comes after `done`."""
-    return settings.of_round(self.config, self.values(done), plan, len(done))
 
 
 def start(config: Config, folder: str | None, *, dry_run: bool = False) -> int:

@@ -142,7 +142,10 @@ def test_the_loop_ends_with_a_setting(tuned, small, capsys):
   assert found['steps'] == sum(one['steps'] for one in found['rounds']) <= 40
   assert found['headline'].startswith('learning rate 0.01, ') and 'the start' in found['headline']
   page = (tuned / 'report.html').read_text()
-  assert all(str(markupsafe.escape(one['move'])) in page for one in found['rounds']) and page.count('<svg') == 2
+  assert (
+    all(str(markupsafe.escape(one['move'])) in page for one in found['rounds'])
+    and page.count('<svg') == 2
+  )
   assert (tuned / 'export' / 'adapter_model.safetensors').exists()
   scope = {}
   exec((tuned / 'winner.py').read_text(), scope)
