@@ -87,8 +87,10 @@ def headline(
   minutes: float,
 ) -> str:
   """One sentence: the setting, its score and that of the start, and what it took."""
-  seeds = len(last.scores)
+  start = f'the start {measured(first.scores, 3)}'
+  if last is first:
+    start = 'the setting of the start, which nothing beat by more than seeds move it'
   return (
-    f'{setting(values)}: {name} on {rows:,} held-out rows {measured(last.scores, 3)} over {seeds} '
-    f'seeds, the start {measured(first.scores, 3)}; {steps:,} steps in {minutes:.1f} minutes.'
+    f'{setting(values)}: {name} on {rows:,} held-out rows {measured(last.scores, 3)} over '
+    f'{len(last.scores)} seeds, {start}; {steps:,} steps in {minutes:.1f} minutes.'
   )
