@@ -137,13 +137,9 @@ def prepare(config: Config, space: Sequence[Dimension], loaded: Loaded | None = 
     InputError: as `build.job`.
   """
   loaded = loaded or build.load(config)
-  job = build.adapted(largest(config, space), loaded)
+  largest = {d.key: d.largest for d in space if d.key == 'method.rank'}
+  rates = {d.key: d.largest for d in space if d.key == 'method.options.dropout'}
+  job = build.adapted(with_values(config, {**largest, **rates}), loaded)
   given = inputs.texts(job)
   given = inputs.features(job, runs=config.sweep.candidates) or given
   return Runs(config, loaded, job, given)
-
-
-def largest(config: Config, space: Sequence[Dimension]) -> Config:
-  """The configuration whose adapters have room for all others'."""
-  keys = ('method.rank', 'method.options.dropout')
-  return with_values(config, {d.key: d.largest for d in space if d.key in keys})

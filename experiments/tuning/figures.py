@@ -25,6 +25,7 @@ def progress(done: Sequence[Round]) -> str:
   bars(panel, places, [one for _, one in missed], SHADE, 'the best value, not taken', 'o')
   style(panel, 'held-out loss, mean and standard deviation over seeds', '', False)
   panel.set_xticks(range(len(labels)), labels)
+  panel.set_xlim(-0.4, len(labels) - 0.6)
   panel.legend(frameon=False, fontsize=9, labelcolor=INK)
   return svg(figure, 'Held-out loss after each round')
 
@@ -48,7 +49,7 @@ def responses(done: Sequence[Round]) -> list[str]:
   made = []
   for first in range(0, len(done), ROW):
     row = done[first : first + ROW]
-    figure, axes = panels(ROW)
+    figure, axes = panels(min(ROW, max(2, len(done))))
     for panel in axes[len(row) :]:
       panel.set_visible(False)
     for place, (panel, one) in enumerate(zip(axes, row, strict=False)):

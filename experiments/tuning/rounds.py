@@ -16,7 +16,7 @@ from experiments.sweeping import records, runs
 from experiments.sweeping import settings as checks
 from experiments.sweeping import start as sweeps
 from experiments.sweeping.records import Candidate
-from experiments.sweeping.space import Dimension
+from experiments.sweeping.space import Dimension, with_values
 from experiments.tuning import settings
 from experiments.tuning.dimensions import TUNABLE
 from experiments.tuning.moves import Measured, Plan, Round
@@ -34,7 +34,8 @@ class Shared:
 
   def prepare(self, config: Config, space: Sequence[Dimension]) -> runs.Runs:
     """As `runs.prepare`; what lanes differ in is data, so that one program serves many rounds."""
-    shape = runs.largest(config, space).method.to_json()
+    largest = {d.key: d.largest for d in space if d.key.startswith('method.')}
+    shape = with_values(config, largest).method.to_json()
     if self._made is None or self._made[0] != shape:
       self._made = None  # its memory goes before the next takes some
       made = runs.prepare(config, space, self.loaded)
