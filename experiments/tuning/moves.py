@@ -104,10 +104,10 @@ def following(order: Sequence[str], values: Mapping[str, Any], done: Sequence[Ro
   if last and last.pays:
     further = dimensions.beyond(last.plan.key, last.plan.values, last.best)
     if further:
-      side = 'upper' if last.best == max(last.plan.values) else 'lower'
-      return Plan(
-        last.plan.key, further, last.plan.place, f'the best lies at the {side} edge; go on there'
-      )
+      name = dimensions.TUNABLE[last.plan.key].name
+      side = 'largest' if last.best == max(last.plan.values) else 'smallest'
+      why = f'{name} beyond {last.best:g}, the {side} of the last round'
+      return Plan(last.plan.key, further, last.plan.place, why)
   if len(done) >= MISSES and not any(one.pays for one in done[-MISSES:]):
     return f'{MISSES} rounds in a row did not pay'
   place = last.plan.place + 1 if last else 0

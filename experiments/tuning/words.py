@@ -67,10 +67,8 @@ def around(one: Round) -> str:
   best = loss(one.response.get(one.best, math.nan))
   if len(sides) == 2:
     return f'with the first seed the loss is higher on both sides ({shown}; here {best})'
-  side = 'lower' if place else 'higher'
-  return (
-    f'nothing {"higher" if place else "lower"} was tried, {side} is worse ({shown}; here {best})'
-  )
+  end, other = ('largest', 'smaller') if place else ('smallest', 'larger')
+  return f'it is the {end} of this round, and {other} ones are worse ({shown}; here {best})'
 
 
 def loss(value: float) -> str:

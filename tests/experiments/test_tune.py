@@ -45,7 +45,8 @@ def test_a_gain_counts_if_seeds_move_less():
 def test_moves_in_words():
   assert words.move(BETTER) == (
     'learning rate 0.001 -> 0.01: held-out loss 0.4400 ± 0.0141 over 2 seeds, before 0.5300 ± '
-    '0.0141; nothing higher was tried, lower is worse (0.001: 1.5000; here 0.5000)'
+    '0.0141; it is the largest of this round, and smaller ones are worse (0.001: 1.5000; here '
+    '0.5000)'
   )
   assert words.move(SAME).startswith('learning rate 0.001 -> 0.01 not taken: 0.0050 (0.9%) better')
   assert 'higher on both sides (0.0001: 1.5000, 0.01: 1.5000; here' in words.move(STAYS)
