@@ -183,9 +183,14 @@ def make(
   tok: data.Tokenizer,
   names: tuple[str, ...],
   teacher: ModelSpec | None = None,
+  weights: Mapping[str, Any] | None = None,
 ) -> losses.Objective:
-  """What the configuration minimizes; what the data or the tokenizer settle need not be given."""
+  """What the configuration minimizes; what the data or the tokenizer settle need not be given.
+
+  `weights` are values of keys of `objective` that count instead, such as those of a lane.
+  """
   c = config.objective
+  own = {name.removeprefix('objective.'): x for name, x in (weights or {}).items()}
   if c.neftune:
     model = models.neftune(model, c.neftune)
   facts: dict[str, Any] = {'names': names or None, 'mask_token': mask_token(tok)}
@@ -200,16 +205,19 @@ def make(
   if refers(config) and c.reference == 'start':
     options['reference'] = adapt.policy_and_reference
   options |= dict(c.options)
+  options |= {x.removeprefix('options.'): own[x] for x in own if x.startswith('options.')}
   made = call(factory(config), model, key='objective.options', options=options)
   if c.kl:
     chunk = config.train.chunk or None
-    made = losses.kl_to_reference(made, model, adapt.policy_and_reference, c.kl, chunk)
+    made = losses.kl_to_reference(
+      made, model, adapt.policy_and_reference, own.get('kl', c.kl), chunk
+    )
   if config.train.dtype:
     made = losses.computed_in(made, config.train.dtype)
   if c.l2_sp:
     # The head of a language model is not new: it is pulled to its start as all else.
     language = config.task == 'masked_lm' or tasks.TASKS[config.task].outputs is None
-    penalty = adapt.l2_sp(c.l2_sp, new=r'(?!)' if language else adapt.HEAD)
+    penalty = adapt.l2_sp(own.get('l2_sp', c.l2_sp), new=r'(?!)' if language else adapt.HEAD)
     if c.kl or refers(config):  # which look at the start themselves: do not hide it from them
       penalty = dataclasses.replace(penalty, own=())
     made = losses.penalized(made, penalty)

@@ -4,6 +4,8 @@ import inspect
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
+import jax
+
 from jaxtune.typing import InputError
 
 
@@ -38,3 +40,8 @@ def check_options(what: str, name: str, known: Iterable[str], options: Iterable[
       raise InputError(
         f'the {what} {name} has no option {option!r}; it has {", ".join(known) or "none"}'
       )
+
+
+def is_on(value: Any) -> bool:
+  """Whether a number is not 0; of an array, which a lane of a sweep may have, always."""
+  return isinstance(value, jax.Array) or bool(value)

@@ -8,15 +8,18 @@ from typing import Any
 import jax
 import numpy as np
 
-from experiments import build, inputs
+from experiments import build, inputs, objective
 from experiments.build import Job, Loaded
 from experiments.comparison import memory
 from experiments.inputs import Inputs
 from experiments.keys import Config
-from experiments.sweeping.space import Dimension, with_values
-from jaxtune import plan, sweep, tree
+from experiments.sweeping.space import Dimension, values_of, with_values
+from jaxtune import losses, plan, sweep, tree
 from jaxtune.typing import InputError, Params
 
+DROPOUT = 'method.options.dropout'
+SHAPING = ('method.rank', DROPOUT, 'objective.')
+NEVER = 1e-30  # a rate that is 0 beside 1
 Seen = Callable[[int, np.ndarray], None]  # step, losses of the lanes
 
 
@@ -27,32 +30,64 @@ class Runs:
   Attributes:
     config: of the default setting.
     loaded: the model and the rows.
-    job: the run with the largest adapters.
+    default: what the configuration has for the keys that are searched.
+    shape: values that decide which leaves a run has: the largest that there will be.
+    job: the run with these.
     given: what runs learn from.
     programs: by their lanes.
   """
 
   config: Config
   loaded: Loaded
+  default: Mapping[str, Any]
+  shape: Mapping[str, Any]
   job: Job
   given: Inputs
   programs: dict[int, sweep.Program] = dataclasses.field(default_factory=dict)
 
   def of(self, values: Mapping[str, Any]) -> Job:
-    """The ordinary run with these values."""
-    return build.adapted(with_values(self.config, values), self.loaded)
+    """The ordinary run with these values, its objective apart."""
+    own = {**values, **self.weights(self.shape)}  # a weight of 0 would leave out what it weighs
+    if self.shape.get(DROPOUT):
+      own[DROPOUT] = max(values[DROPOUT], NEVER)  # and a rate of 0 the leaf that holds it
+    return build.adapted(with_values(self.config, own), self.loaded)
+
+  @staticmethod
+  def weights(values: Mapping[str, Any]) -> dict[str, Any]:
+    """Those of the values that the objective is made of."""
+    return {name: x for name, x in values.items() if name.startswith('objective.')}
 
   def start(self, values: Mapping[str, Any]) -> tuple[sweep.Lanes, Params]:
     """(that run before its first step, as a lane; its base)."""
     job = self.of(values)
     key = jax.random.fold_in(jax.random.key(job.config.seed), 1)
-    return sweep.run(sweep.fit_ranks(job.params, self.job.params), job.optimizer, key)
+    params = sweep.fit_ranks(job.params, self.job.params)
+    return sweep.run(params, job.optimizer, key, self.weights(values))
 
   @functools.cached_property
   def one(self) -> tuple[sweep.Lanes, Params]:
     """Any run, for the shapes of all, and the base."""
-    key = jax.random.key(0)
-    return sweep.run(self.job.params, self.job.optimizer, key)
+    weights = self.weights(self.shape)
+    return sweep.run(self.job.params, self.job.optimizer, jax.random.key(0), weights)
+
+  @property
+  def objective(self) -> Any:
+    """What all minimize, or what makes it of their weights."""
+    if not self.weights(self.shape):
+      return self.given.objective
+    job, model = self.job, self.given.model
+
+    def of_weights(weights: Mapping[str, Any]) -> losses.Objective:
+      return objective.make(job.config, model, job.tok, job.corpus.names, weights=weights)
+
+    return of_weights
+
+  @property
+  def judge(self) -> losses.Objective:
+    """What all are measured by: the objective of the default setting."""
+    if not self.weights(self.shape):
+      return self.given.objective
+    return self.objective(self.weights(self.default))
 
   def program(self, width: int) -> sweep.Program:
     """The program of so many lanes, compiled when it is first asked for."""
@@ -66,9 +101,10 @@ class Runs:
     self.programs[width] = sweep.prepare(
       sweep.stack([run] * width),
       base,
-      self.given.objective,
+      self.objective,
       self.job.optimizer,
       batch,
+      judge=self.judge,
       accumulate=self.config.train.accumulate,
     )
     return self.programs[width]
@@ -137,9 +173,9 @@ def prepare(config: Config, space: Sequence[Dimension], loaded: Loaded | None = 
     InputError: as `build.job`.
   """
   loaded = loaded or build.load(config)
-  largest = {d.key: d.largest for d in space if d.key == 'method.rank'}
-  rates = {d.key: d.largest for d in space if d.key == 'method.options.dropout'}
-  job = build.adapted(with_values(config, {**largest, **rates}), loaded)
+  default = values_of(config, space)
+  shape = {d.key: max(d.largest, default[d.key]) for d in space if d.key.startswith(SHAPING)}
+  job = build.adapted(with_values(config, shape), loaded)
   given = inputs.texts(job)
   given = inputs.features(job, runs=config.sweep.candidates) or given
-  return Runs(config, loaded, job, given)
+  return Runs(config, loaded, default, shape, job, given)

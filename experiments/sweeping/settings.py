@@ -45,6 +45,7 @@ def check(config: Config) -> list[Dimension]:
   if config.optim.name == 'muonclip':
     raise InputError('optim.name is muonclip, which looks into each forward pass; choose muon')
   found = spaces.parse(c.space, config)
+  spaces.values_of(config, found)
   if c.sampler == 'grid':
     spaces.grid(found)
   return found

@@ -5,26 +5,24 @@ optim.weight_decay 0..0.1   any number in between
 method.rank 4, 16, 64       one of these
 """
 
+import inspect
 import itertools
 import math
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
-from experiments import keys
+from experiments import keys, objective
 from experiments.keys import Config
-from jaxtune import adapt
+from jaxtune import adapt, optim
 from jaxtune.typing import InputError
 
 # What is data in a lane. Everything else is part of the program.
 LANES: tuple[str, ...] = (
-  'seed',
-  'optim.lr',
-  'optim.weight_decay',
-  'optim.clip_norm',
-  'optim.warmup',
+  *('seed', 'optim.lr', 'optim.weight_decay', 'optim.clip_norm', 'optim.warmup'),
+  *('method.rank', 'method.alpha', 'method.options.dropout', 'objective.kl', 'objective.l2_sp'),
 )
-LANES += ('method.rank', 'method.alpha', 'method.options.dropout', 'optim.hyperparameters.')
+GROUPS = ('optim.hyperparameters.', 'objective.options.')  # all numbers in them
 _RANGE = re.compile(r'^(\S+?)\.\.(\S+?)(?:\s+(log))?$')
 
 
@@ -78,7 +76,7 @@ def _dimension(line: str, config: Config) -> Dimension:
   keys.check_key(key)
   if not values:
     raise InputError(f'{where}: no values; give a range, as 1e-4..1e-2 log, or a list, as 4, 8, 16')
-  _check_lane(key, where, config)
+  _check_lane(key, line, config)
   match = _RANGE.match(values)
   if match:
     low, high = (_number(text, where) for text in match.groups()[:2])
@@ -109,19 +107,23 @@ def _number(text: str, where: str) -> float:
   return value
 
 
-def _check_lane(key: str, where: str, config: Config) -> None:
-  if not key.startswith(LANES) or (
-    key not in LANES and not key.startswith('optim.hyperparameters.')
-  ):
+def _check_lane(key: str, line: str, config: Config) -> None:
+  where = f'sweep.space {line!r}'
+  if key not in LANES and not key.startswith(GROUPS):
+    values = [text.strip() for text in line.strip().partition(' ')[2].split(',')]
+    each = '; '.join(f'--config.{key}={value}' for value in values if '..' not in value)
     raise InputError(
       f'{where}: {key} is part of the program and not data, so each value needs a program of its '
-      f'own; run one sweep for each, with --config.{key}=VALUE (lanes can differ in '
-      f'{", ".join(LANES[:-1])} and optim.hyperparameters)'
+      f'own; group the candidates by it, one sweep with {each or f"--config.{key}=VALUE"} (lanes can '
+      f'differ in {", ".join(LANES)}, optim.hyperparameters and objective.options)'
     )
-  if key.startswith('method.'):
-    option = key.rpartition('.')[2]
-    if option not in adapt.options_of(config.method.name):
-      raise InputError(f'{where}: the method {config.method.name} has no {option}; leave it out')
+  option = key.rpartition('.')[2]
+  if key.startswith('method.') and option not in adapt.options_of(config.method.name):
+    raise InputError(f'{where}: the method {config.method.name} has no {option}; leave it out')
+  if key.startswith('objective.options.') and option not in objective.options_of(config):
+    raise InputError(
+      f'{where}: the objective has no {option}; it has {", ".join(objective.options_of(config))}'
+    )
 
 
 def grid(space: Sequence[Dimension]) -> list[dict[str, Any]]:
@@ -152,6 +154,30 @@ def with_values(config: Config, values: Mapping[str, Any]) -> Config:
 
 
 def values_of(config: Config, space: Sequence[Dimension]) -> dict[str, Any]:
-  """What a configuration has for the keys that are searched."""
+  """What a configuration has for the keys that are searched.
+
+  Raises:
+    InputError: it has none, and what takes it has no number as its default.
+  """
   flat = dict(keys.flatten(config))
-  return {dimension.key: flat.get(dimension.key) for dimension in space}
+  found = {d.key: flat.get(d.key, default(config, d.key)) for d in space}
+  for key, value in found.items():
+    if not isinstance(value, int | float):
+      raise InputError(
+        f'sweep.space has {key}, whose default is {value!r}; give the number to compare with, '
+        f'--config.{key}=VALUE'
+      )
+  return found
+
+
+def default(config: Config, key: str) -> Any:
+  """Of an option that the configuration leaves to the function that takes it."""
+  function: Callable[..., Any]
+  if key.startswith('objective.options.'):
+    function = objective.factory(config)
+  elif key.startswith('optim.hyperparameters.'):
+    function = optim.factory(config.optim.name)
+  else:
+    function = adapt.METHODS[config.method.name]
+  given = inspect.signature(function).parameters.get(key.rpartition('.')[2])
+  return None if given is None or given.default is given.empty else given.default

@@ -16,7 +16,7 @@ from experiments.sweeping import records, runs
 from experiments.sweeping import settings as checks
 from experiments.sweeping import start as sweeps
 from experiments.sweeping.records import Candidate
-from experiments.sweeping.space import Dimension, with_values
+from experiments.sweeping.space import Dimension, values_of, with_values
 from experiments.tuning import settings
 from experiments.tuning.dimensions import TUNABLE
 from experiments.tuning.moves import Measured, Plan, Round
@@ -42,7 +42,7 @@ class Shared:
       self._made = (shape, made, made.given.batches.get_state())
     _, made, cursor = self._made
     made.given.batches.set_state(cursor)
-    return dataclasses.replace(made, config=config)
+    return dataclasses.replace(made, config=config, default=values_of(config, space))
 
 
 class Loop(NamedTuple):

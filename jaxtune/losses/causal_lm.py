@@ -10,6 +10,7 @@ from jaxtune.losses.log_probs import around, features_of, learned_tokens
 from jaxtune.losses.loss import Loss, Objective, row_weights
 from jaxtune.losses.measured import measured_perplexity
 from jaxtune.losses.options import check_at_least_zero, check_fraction
+from jaxtune.options import is_on
 from jaxtune.typing import Batch, Key, Params
 
 
@@ -42,7 +43,7 @@ def causal_lm(
   """
   check_fraction('causal_lm', label_smoothing=label_smoothing)
   check_at_least_zero('causal_lm', z_loss=z_loss)
-  plain = not (label_smoothing or z_loss or dft)
+  plain = not (is_on(label_smoothing) or is_on(z_loss) or dft)
 
   def compute(
     params: Params, batch: Batch, key: Key | None = None

@@ -15,6 +15,7 @@ from jaxtune.losses.loss import Loss, Objective, row_weights
 from jaxtune.losses.masked_lm import mask_tokens
 from jaxtune.losses.metrics import IGNORED
 from jaxtune.losses.options import check_at_least_zero, check_positive
+from jaxtune.options import is_on
 from jaxtune.typing import Batch, InputError, Key, Params
 
 TASKS = ('classification', 'token_classification', 'causal_lm', 'masked_lm')
@@ -81,7 +82,7 @@ def distillation(
       not fit.
   """
   _check(model, kind, temperature, alpha, beta, hidden, mask_token)
-  if hidden and teacher is None:
+  if is_on(hidden) and teacher is None:
     raise InputError('distillation: hidden states are not cached; give a teacher in the parameters')
   task, taught = model.task, teacher_model or model
   texts = task == 'classification'
@@ -117,7 +118,7 @@ def distillation(
       arrays |= _cached(batch, texts)
     else:
       wanted, arrays['teacher'] = lax.stop_gradient(look(taught, held, None))
-      if hidden:
+      if is_on(hidden):
         arrays['errors'] = _errors(states, wanted, mask, texts)
 
     def logits(spec: Any, params: Params, rows: jax.Array) -> jax.Array:

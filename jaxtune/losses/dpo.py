@@ -15,6 +15,7 @@ from jaxtune.losses.preference import (
   pair_log_sigmoid,
   ratios,
 )
+from jaxtune.options import is_on
 from jaxtune.typing import Batch, InputError, Key, Params
 
 KINDS = (
@@ -140,11 +141,11 @@ def dpo(
   check_positive('dpo', beta=beta)
   check_at_least_zero('dpo', sft_weight=sft_weight)
   check_smoothing('dpo', label_smoothing)
-  if label_smoothing and kind not in _SMOOTHED:
+  if is_on(label_smoothing) and kind not in _SMOOTHED:
     raise InputError(
       f'dpo: the kind {kind!r} has no label_smoothing; set it to 0, or take {", ".join(_SMOOTHED)}'
     )
-  if kind == 'exo' and not label_smoothing:
+  if kind == 'exo' and not is_on(label_smoothing):
     raise InputError('dpo: the kind exo needs a label_smoothing above 0, such as 0.001')
   mean = kind == 'ipo' if length_normalized is None else length_normalized
 
@@ -152,7 +153,7 @@ def dpo(
     found = ratios(model, params, both(batch), reference, chunk, key)
     chosen, rejected = apart(found.log_ratio / found.tokens if mean else found.log_ratio)
     losses = dpo_loss(chosen, rejected, beta, kind, label_smoothing)
-    nll = -apart(found.nats / found.tokens)[0] if sft_weight else None
+    nll = -apart(found.nats / found.tokens)[0] if is_on(sft_weight) else None
     if nll is not None:
       losses = losses + sft_weight * nll
     kl = None if found.kl is None else _mean_of_pair(found.kl, found.tokens)

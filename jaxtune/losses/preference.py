@@ -9,6 +9,7 @@ from jax import lax
 
 from jaxtune.losses.log_probs import compared, learned_tokens, log_probs
 from jaxtune.losses.loss import Loss
+from jaxtune.options import is_on
 from jaxtune.typing import Batch, InputError, Key, Params
 
 # From the parameters of a run to those of the policy and of its reference.
@@ -149,6 +150,6 @@ def weighted(losses: jax.Array, rows: dict[str, jax.Array], weights: jax.Array) 
 def pair_log_sigmoid(logits: jax.Array, label_smoothing: float = 0.0) -> jax.Array:
   """`-(1 - e) log sigmoid(x) - e log sigmoid(-x)`: labels that are wrong with probability e."""
   loss = -jax.nn.log_sigmoid(logits)
-  if isinstance(label_smoothing, int | float) and not label_smoothing:
+  if not is_on(label_smoothing):
     return loss
   return (1 - label_smoothing) * loss - label_smoothing * jax.nn.log_sigmoid(-logits)

@@ -8,6 +8,8 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
+from jaxtune.options import is_on
+
 Head = Callable[[Any, jax.Array], jax.Array]
 
 
@@ -59,11 +61,11 @@ def cross_entropy(
   log_z = jax.nn.logsumexp(logits, axis=-1)
   nats = log_z - picked
   loss = nats
-  if label_smoothing:
+  if is_on(label_smoothing):
     loss = loss + label_smoothing * (picked - jnp.mean(logits, axis=-1))
   if dft:
     loss = loss * lax.stop_gradient(jnp.exp(-nats))
-  if z_loss:
+  if is_on(z_loss):
     loss = loss + z_loss * log_z * log_z
   # Not argmax, which XLA reduces slowly. A tie counts as its share: all-equal logits get 1/V.
   largest = jnp.max(logits, axis=-1)
@@ -108,7 +110,9 @@ def chunked_cross_entropy(
   def run(leaves: list[Any], rows: jax.Array) -> jax.Array:
     return head(jax.tree.unflatten(structure, leaves), rows)
 
-  return _chunked(run, tuple(options.items()), cut(features), leaves, cut(targets), cut(weights))
+  numbers = {name: x for name, x in options.items() if isinstance(x, jax.Array)}  # a lane's own
+  fixed = tuple((name, x) for name, x in options.items() if name not in numbers)
+  return _chunked(run, fixed, cut(features), leaves, cut(targets), cut(weights), numbers)
 
 
 def automatic_chunk(head: Head, params: Any, features: jax.Array) -> int:
@@ -129,12 +133,14 @@ def _chunked(
   params: list[Any],
   targets: jax.Array,
   weights: jax.Array,
+  numbers: dict[str, jax.Array],
 ) -> CrossEntropy:
   """Of `[C, n, D]` features."""
 
   def one(total: CrossEntropy, xs: tuple[jax.Array, ...]) -> tuple[CrossEntropy, None]:
     def add() -> CrossEntropy:
-      part = cross_entropy(head(params, xs[0]), xs[1], xs[2], **dict(options))
+      given: dict[str, Any] = {**dict(options), **numbers}
+      part = cross_entropy(head(params, xs[0]), xs[1], xs[2], **given)
       return jax.tree.map(jnp.add, total, part)
 
     return lax.cond(jnp.any(xs[2] != 0), add, lambda: total), None
@@ -142,10 +148,11 @@ def _chunked(
   return _scan(one, _zero(), (features, targets, weights))[0]
 
 
-def _chunked_forward(head, options, features, params, targets, weights):
+def _chunked_forward(head, options, features, params, targets, weights, numbers):
   """What `_chunked` does, and the gradients of the features and of the parameters that train."""
   trains = [leaf.perturbed for leaf in params]
   held = [leaf.value for leaf in params]
+  options = dict(options) | {name: x.value for name, x in numbers.items()}
 
   def run(own: list[jax.Array], rows: jax.Array) -> jax.Array:
     rest = iter(own)
@@ -158,7 +165,7 @@ def _chunked_forward(head, options, features, params, targets, weights):
 
     def add() -> tuple[Any, jax.Array]:
       logits, back = jax.vjp(run, own, rows)
-      part, slope = _with_slope(logits, aims, shares, **dict(options))
+      part, slope = _with_slope(logits, aims, shares, **options)
       d_own, d_rows = back(slope)
       return jax.tree.map(jnp.add, state, (part, d_own)), d_rows
 
@@ -178,7 +185,7 @@ def _chunked_backward(head, options, kept, slopes):
   if isinstance(slope, jax.custom_derivatives.SymbolicZero):
     slope = jnp.zeros(())
   features, params = jax.tree.map(lambda x: x * slope.astype(x.dtype), kept)
-  return features, params, None, None
+  return features, params, None, None, None
 
 
 _chunked.defvjp(_chunked_forward, _chunked_backward, symbolic_zeros=True)

@@ -1,11 +1,12 @@
 """Many runs side by side: what each has of its own, above one frozen base that none of them moves.
 
-A run is its state and the few frozen leaves that its method made for it (the scale of a LoRA, a
-dropout, random projections). All else is the base, which has no lane axis and is held once.
+A run is its state, the few frozen leaves that its method made for it (the scale of a LoRA, a
+dropout, random projections), and the numbers of its objective. All else is the base, which has no
+lane axis and is held once.
 """
 
 import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -25,10 +26,12 @@ class Lanes(NamedTuple):
   Attributes:
     state: of the runs; `step` and `key` too are `[K]`, so that lanes may be at different steps.
     own: the frozen leaves of each run, None where the base has the leaf.
+    weights: of the objective, by name, float32; empty where all runs minimize the same.
   """
 
   state: train.State
   own: Params
+  weights: Mapping[str, jax.Array]
 
 
 def split(frozen: Params) -> tuple[Params, Params]:
@@ -53,7 +56,12 @@ def split(frozen: Params) -> tuple[Params, Params]:
   return own, base
 
 
-def run(params: Params, optimizer: optax.GradientTransformation, key: Key) -> tuple[Lanes, Params]:
+def run(
+  params: Params,
+  optimizer: optax.GradientTransformation,
+  key: Key,
+  weights: Mapping[str, float] | None = None,
+) -> tuple[Lanes, Params]:
   """(a run before its first step, the base that it stands on).
 
   Args:
@@ -61,6 +69,7 @@ def run(params: Params, optimizer: optax.GradientTransformation, key: Key) -> tu
     optimizer: with this run's own hyperparameters, from `optim.create`: they become data in its
       state.
     key: of the run, as for `train.init_state`.
+    weights: numbers of its objective, which `prepare` then makes of them.
 
   Raises:
     InputError: no method was applied, or nothing trains.
@@ -68,7 +77,8 @@ def run(params: Params, optimizer: optax.GradientTransformation, key: Key) -> tu
   trainable, frozen = adapt.trainable(params)
   own, base = split(frozen)
   state = train.init_state(trainable, optimizer, key)
-  return Lanes(state, jax.tree.map(jnp.copy, own)), base
+  numbers = {name: jnp.asarray(x, jnp.float32) for name, x in (weights or {}).items()}
+  return Lanes(state, jax.tree.map(jnp.copy, own), numbers), base
 
 
 def stack(runs: Sequence[Lanes]) -> Lanes:

@@ -19,19 +19,20 @@ _BEHIND = re.compile(r'(head|norm|pooler|projection|decoder_norm)/')  # all laye
 Step = Callable[[Lanes, Params, Batch], tuple[Lanes, Metrics]]
 
 
-def make_step(step: train.Step, *, own_batches: bool = False) -> Step:
+def make_step(step: Any, *, own_batches: bool = False) -> Step:
   """`(lanes, base, batch) -> lanes, metrics [K]`, pure, from the step of one run.
 
   Args:
-    step: from `train.make_step`. What differs between lanes is data in their states: the rule of
-      `optimizer` there may be that of any lane.
+    step: from `train.make_step`; where lanes have `weights`, `(weights) -> step`. What differs
+      between lanes is data in their states: the rule of `optimizer` there may be that of any lane.
     own_batches: whether each lane has a batch of its own, `[K, B, ...]`. With one batch for all,
       what no lane trains below the first trained layer is computed once, see `shared_layers`.
   """
 
   def lane(run: Lanes, base: Params, batch: Batch) -> tuple[Lanes, Metrics]:
-    state, metrics = step(run.state, tree.combine(run.own, base), batch)
-    return Lanes(state, run.own), metrics
+    own = step(run.weights) if run.weights else step
+    state, metrics = own(run.state, tree.combine(run.own, base), batch)
+    return run._replace(state=state), metrics
 
   return jax.vmap(lane, in_axes=(0, None, 0 if own_batches else None))
 
@@ -64,10 +65,11 @@ class Program(NamedTuple):
 def prepare(
   lanes: Lanes,
   base: Params,
-  objective: losses.Objective,
+  objective: Any,
   optimizer: optax.GradientTransformation,
   batch: Batch,
   *,
+  judge: losses.Objective | None = None,
   accumulate: int = 1,
   arguments: train.Arguments | None = None,
   own_batches: bool = False,
@@ -78,15 +80,16 @@ def prepare(
   Args:
     lanes: from `stack`.
     base: of any of the runs.
-    objective: what all of them minimize.
+    objective: what all of them minimize; where they have `weights`, `(weights) -> objective`.
     optimizer: the rule of any of them, see `make_step`.
     batch: a host batch; `[K, B, ...]` with `own_batches`.
+    judge: what `evaluate` measures, the same for all; `objective` by default.
     accumulate, arguments: as of `train.make_step`.
     own_batches: see `make_step`.
     devices: over which lanes are spread, the base whole on each; the first one by default.
 
   Raises:
-    InputError: lanes that the devices do not divide.
+    InputError: lanes that the devices do not divide, or with weights and nothing to judge them by.
   """
   size = count(lanes)
   devices = jax.devices()[:1] if devices is None else list(devices)
@@ -102,18 +105,23 @@ def prepare(
   base = jax.device_put(base, whole)
   place = functools.partial(jax.device_put, device=spread if own_batches else whole)
   example = place(batch)
-  step = make_step(
-    train.make_step(objective, optimizer, accumulate=accumulate, arguments=arguments),
-    own_batches=own_batches,
-  )
+
+  def one(objective: Any) -> train.Step:
+    return train.make_step(objective, optimizer, accumulate=accumulate, arguments=arguments)
+
+  if lanes.weights and judge is None:
+    raise InputError('lanes with weights minimize different objectives; give one for `judge`')
+  judge = judge or objective
+  of_weights = (lambda weights: one(objective(weights))) if lanes.weights else one(objective)
+  step = make_step(of_weights, own_batches=own_batches)
   jitted = jax.jit(step, donate_argnums=0, out_shardings=(spread, spread))
   compiled = jitted.lower(lanes, base, example).compile()
 
   def evaluation(run: Lanes, base: Params, batch: Batch) -> Any:
-    return train.make_evaluation(objective)(run.state.trainable, tree.combine(run.own, base), batch)
+    return train.make_evaluation(judge)(run.state.trainable, tree.combine(run.own, base), batch)
 
   evaluations = jax.jit(jax.vmap(evaluation, in_axes=(0, None, None)), out_shardings=spread)
-  measure = objective.measure if isinstance(objective, losses.Measured) else None
+  measure = judge.measure if isinstance(judge, losses.Measured) else None
 
   def evaluate(lanes: Lanes, batches: Sequence[Batch]) -> list[dict[str, float]]:
     parts = [evaluations(lanes, base, jax.device_put(batch, whole)) for batch in batches]

@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxtune import adapt, tree
+from jaxtune.sweep.lanes import BESIDE
 from jaxtune.typing import InputError, Params, is_weight
 
 
@@ -27,7 +28,7 @@ def fit_ranks(params: Params, like: Params) -> adapt.Adapted:
   """
 
   def fitted(path: str, leaf: Any, wanted: Any) -> Any:
-    if not adapt.is_adapter(leaf):
+    if not adapt.is_adapter(leaf) and path.split('/')[0] not in BESIDE:
       return leaf
 
     def one(field: Any, x: jax.Array, larger: Any) -> jax.Array:

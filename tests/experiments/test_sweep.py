@@ -145,6 +145,25 @@ def test_dead_candidates_are_replaced(small, tmp_path):
   assert result(tmp_path / 'w')['settings']['best']['values'] == {'optim.lr': 1e-3}
 
 
+@pytest.mark.slow
+def test_what_the_objective_weighs_is_searched(small, tmp_path):
+  """All are judged by the objective of the default setting, and rank and dropout vary as well."""
+  space = ('objective.l2_sp 0, 100', 'objective.options.label_smoothing 0, 0.2')
+  space += ('method.options.dropout 0, 0.5', 'method.rank 1, 2')
+  config = small(**{'sweep.space': space, 'sweep.factor': 1.0, 'sweep.seeds': 1})
+  assert sweep.start(config, str(tmp_path / 'w')) == 0
+  record = records.read(tmp_path / 'w')
+  default = record.candidates[record.confirm['default'][0]]
+  assert default.values | {'seed': 0} == {
+    'objective.l2_sp': 0.0,
+    'objective.options.label_smoothing': 0.0,
+    'method.options.dropout': 0.0,
+    'method.rank': 4,
+    'seed': 0,
+  }
+  assert all(np.isfinite(c.losses[6]) and c.losses[6] < 1 for c in record.candidates)
+
+
 def test_a_damaged_state_begins_anew(swept, small, tmp_path):
   one = records.read(swept).candidates[0]
   job = runs.prepare(small(), settings.check(small()))
@@ -166,8 +185,16 @@ def test_a_damaged_state_begins_anew(swept, small, tmp_path):
     ({'sweep.space': ('optim.lr 1e-3', 'optim.lr 1e-2')}, 'has optim.lr twice'),
     ({'sweep.space': ('method.rank 2..8',)}, 'a whole number; list its values'),
     ({'sweep.space': ('method.rank 2.5',)}, 'method.rank is a whole number'),
-    ({'sweep.space': ('train.batch_size 8, 16',)}, 'each value needs a program of its own'),
+    (
+      {'sweep.space': ('train.batch_size 8, 16',)},
+      '--config.train.batch_size=8; --config.train.batch_size=16',
+    ),
     ({'sweep.space': ('method.options.dropout 0..0.3',), 'method.name': 'ia3'}, 'has no dropout'),
+    ({'sweep.space': ('objective.options.beta 0..1',)}, 'the objective has no beta; it has'),
+    (
+      {'sweep.space': ('optim.hyperparameters.mu_dtype 0..1',)},
+      'optim.hyperparameters.mu_dtype, whose default is None; give the number to compare with',
+    ),
     ({'sweep.sampler': 'best'}, "sweep.sampler is 'best'; choose one of random, tpe, grid"),
     ({'sweep.sampler': 'grid'}, 'sweep.sampler is grid, and optim.lr has the range'),
     ({'sweep.candidates': 0}, 'sweep.candidates is 0; it must be at least 1'),

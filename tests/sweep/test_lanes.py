@@ -6,7 +6,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxtune import adapt, optim, sweep, train, tree
+from jaxtune import adapt, losses, optim, sweep, train, tree
 from jaxtune.sweep import lanes as lanes_module
 from jaxtune.typing import InputError
 from tests.sweep.conftest import STEPS, Candidate, Job
@@ -55,16 +55,14 @@ def close(lane, alone, limit=1e-5):
 def test_lanes_are_separate_runs(method, rule):
   job, candidates = Job(method, rule), CASES[method]
   program = job.program(candidates, job.params(candidates[0]))
-  lanes, losses = program.lanes, []
+  lanes, seen = program.lanes, []
   for number in range(STEPS):
     lanes, metrics = program.step(lanes, program.base, job.batch(number))
-    losses.append(np.asarray(metrics['loss']))
+    seen.append(np.asarray(metrics['loss']))
   for lane, candidate in enumerate(candidates):
     state, frozen, alone = job.alone(candidate)
     few_bits = rule == 'adamw_8bit'
-    np.testing.assert_allclose(
-      [row[lane] for row in losses], alone, atol=1e-3 if few_bits else 1e-5
-    )
+    np.testing.assert_allclose([row[lane] for row in seen], alone, atol=1e-3 if few_bits else 1e-5)
     if not few_bits:
       close(sweep.take(lanes, lane).state.trainable, state.trainable)
 
@@ -126,10 +124,40 @@ def test_lanes_at_different_steps_with_batches_of_their_own(lora):
   candidates = [Candidate(1e-2, 0, options={'rank': 2}), Candidate(3e-3, 1, options={'rank': 2})]
   batch = jax.tree.map(lambda *x: jnp.stack(x), lora.batch(0), lora.batch(1))
   program = lora.program(candidates, batch=batch, own_batches=True)
-  ahead = sweep.Lanes(lora.alone(candidates[1], 1)[0], lora.run(candidates[1])[0].own)
+  ahead = lora.run(candidates[1])[0]._replace(state=lora.alone(candidates[1], 1)[0])
   _, metrics = program.step(sweep.put(program.lanes, 1, ahead), program.base, batch)
   alone = [lora.alone(candidates[0], 1)[2][0], lora.alone(candidates[1], 2)[2][1]]
   np.testing.assert_allclose(metrics['loss'], alone, atol=1e-5)
+
+
+@pytest.mark.slow
+def test_lanes_with_weights_of_their_own_in_the_objective(lora):
+  """Each is the run whose objective has its weight; all are judged by one."""
+  candidate = Candidate(1e-2, 0, options={'rank': 2})
+  params, optimizer = lora.params(candidate), lora.optimizer(candidate)
+  weights = (0.0, 0.3)
+
+  def objective(given):
+    return losses.causal_lm(lora.model, z_loss=given['z_loss'])
+
+  runs = [sweep.run(params, optimizer, lora.key(candidate), {'z_loss': x}) for x in weights]
+  given = (sweep.stack([run for run, _ in runs]), runs[0][1], objective, optimizer, lora.batch(0))
+  with pytest.raises(InputError, match='give one for `judge`'):
+    sweep.prepare(*given)
+  program = sweep.prepare(*given, judge=lora.objective)
+  lanes = program.lanes
+  for number in range(3):
+    lanes, _ = program.step(lanes, program.base, lora.batch(number))
+  for lane, weight in enumerate(weights):
+    trainable, frozen = adapt.trainable(params)
+    state = train.init_state(trainable, optimizer, lora.key(candidate))
+    step = jax.jit(train.make_step(objective({'z_loss': weight}), optimizer))
+    for number in range(3):
+      state, _ = step(state, frozen, lora.batch(number))
+    close(sweep.take(lanes, lane).state.trainable, state.trainable)
+    judged = lora.objective(tree.combine(state.trainable, frozen), lora.batch(9), None)
+    found = program.evaluate(lanes, [lora.batch(9)])[lane]
+    assert found['loss'] == pytest.approx(float(judged.total / judged.weight), abs=1e-5)
 
 
 @pytest.mark.parametrize('devices', [2, pytest.param(4, marks=pytest.mark.slow)])
