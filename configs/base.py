@@ -166,6 +166,9 @@ def get_config() -> ml_collections.ConfigDict:
   # one in `factor` goes on, for `factor` times as many steps. 1.0 for no judgement before the end.
   config.sweep.first = 0.11
   config.sweep.factor = 3.0
+  # halving, by whole rungs; or asha: a lane is refilled as soon as its run is judged or dead, and
+  # each has the batches of a run alone.
+  config.sweep.scheduler = 'halving'
   config.sweep.seeds = 3  # with which the winner and this configuration are run at the end
   # Optuna's storage, which several machines may share: the URL of a database, or journal:FILE; a
   # file in the work directory by default.

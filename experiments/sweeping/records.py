@@ -56,6 +56,7 @@ class Record:
     candidates: in the order in which they began.
     asked: how often new ones were proposed.
     confirm: 'best' and 'default': the numbers of their runs at the end.
+    lanes: the numbers of those at work where lanes are refilled one by one; None for an idle one.
     cursors: the place in the data after so many steps.
     seconds: that earlier starts took.
   """
@@ -63,6 +64,7 @@ class Record:
   candidates: list[Candidate] = dataclasses.field(default_factory=list)
   asked: int = 0
   confirm: dict[str, list[int]] = dataclasses.field(default_factory=dict)
+  lanes: list[int | None] = dataclasses.field(default_factory=list)
   cursors: dict[int, Any] = dataclasses.field(default_factory=dict)
   seconds: float = 0.0
 
@@ -84,9 +86,7 @@ def read(folder: pathlib.Path) -> Record:
     Candidate(**{**one, 'losses': {k: _number(v) for k, v in numbered(one['losses']).items()}})
     for one in found['candidates']
   ]
-  return Record(
-    candidates, found['asked'], found['confirm'], numbered(found['cursors']), found['seconds']
-  )
+  return Record(**{**found, 'candidates': candidates, 'cursors': numbered(found['cursors'])})
 
 
 def write(folder: pathlib.Path, record: Record) -> None:

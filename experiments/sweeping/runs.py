@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -34,7 +35,7 @@ class Runs:
     shape: values that decide which leaves a run has: the largest that there will be.
     job: the run with these.
     given: what runs learn from.
-    programs: by their lanes.
+    programs: by their lanes, and whether each of these has a batch of its own.
   """
 
   config: Config
@@ -43,7 +44,7 @@ class Runs:
   shape: Mapping[str, Any]
   job: Job
   given: Inputs
-  programs: dict[int, sweep.Program] = dataclasses.field(default_factory=dict)
+  programs: dict[tuple[int, bool], sweep.Program] = dataclasses.field(default_factory=dict)
 
   def of(self, values: Mapping[str, Any]) -> Job:
     """The ordinary run with these values, its objective apart."""
@@ -89,25 +90,36 @@ class Runs:
       return self.given.objective
     return self.objective(self.weights(self.default))
 
-  def program(self, width: int) -> sweep.Program:
+  def program(self, width: int, own_batches: bool = False) -> sweep.Program:
     """The program of so many lanes, compiled when it is first asked for."""
-    if width in self.programs:
-      return self.programs[width]
+    found = self.programs.get((width, own_batches))
+    if found is not None:
+      return found
     run, base = self.one
     batches = self.given.batches
     cursor = batches.get_state()
     batch = next(batches)
     batches.set_state(cursor)
-    self.programs[width] = sweep.prepare(
+    devices = jax.devices()
+    found = sweep.prepare(
       sweep.stack([run] * width),
       base,
       self.objective,
       self.job.optimizer,
-      batch,
+      jax.tree.map(lambda x: np.stack([x] * width), batch) if own_batches else batch,
       judge=self.judge,
       accumulate=self.config.train.accumulate,
+      own_batches=own_batches,
+      devices=devices[: math.gcd(width, len(devices))],
     )
-    return self.programs[width]
+    self.programs[width, own_batches] = found
+    return found
+
+  @property
+  def whole(self) -> sweep.Program:
+    """The program of all lanes."""
+    c = self.config.sweep
+    return self.program(c.lanes, c.scheduler == 'asha')
 
   def check_memory(self) -> None:
     """Refuses more lanes than fit, by what the compiled step needs.
@@ -116,7 +128,7 @@ class Runs:
       InputError: it says how many fit.
     """
     lanes = self.config.sweep.lanes
-    program, free = self.program(lanes), memory.available()
+    program, free = self.whole, memory.available()
     needed = plan.forecast(program.compiled, program.lanes.state, program.base, program.batch).total
     if needed > free:
       shared = tree.size(program.base)
@@ -154,10 +166,44 @@ class Runs:
     seen(before[0], np.asarray(before[1]))
     return [sweep.take(lanes, lane) for lane in range(len(runs))], before[0]
 
+  def leg(
+    self,
+    lanes: sweep.Lanes,
+    steps: Sequence[int],
+    count: int,
+    cursors: dict[int, Any],
+    done: Callable[[int, np.ndarray], Any],
+  ) -> tuple[sweep.Lanes, int, np.ndarray]:
+    """Up to `count` further steps of lanes that have taken `steps`, each as a run alone takes them.
+
+    Args:
+      cursors: the place in the data after so many steps; it is filled.
+      done: `(steps taken, losses)`, whether that was all.
+
+    Returns:
+      The lanes, the steps taken, and the last losses.
+    """
+    program, batches = self.program(len(steps), True), self.given.batches
+
+    def batch_at(step: int) -> Any:
+      batches.set_state(cursors[step])
+      batch = next(batches)
+      cursors[step + 1] = batches.get_state()
+      return batch
+
+    for taken in range(1, count + 1):
+      at = [step + taken - 1 for step in steps]
+      found = {step: batch_at(step) for step in sorted(set(at))}
+      batch = jax.tree.map(lambda *x: np.stack(x), *(found[step] for step in at))
+      lanes, metrics = program.step(lanes, program.base, program.place(batch))
+      losses = np.asarray(metrics['loss'])
+      if done(taken, losses):
+        break
+    return lanes, taken, losses
+
   def measure(self, runs: Sequence[sweep.Lanes], split: str) -> list[dict[str, float]]:
     """The objective's metrics of each run on held-out rows, the same for all."""
-    program = self.program(len(runs))
-    return program.evaluate(program.load(runs), self.given.held_out[split])
+    return self.whole.evaluate(self.whole.load(runs), self.given.held_out[split])
 
   def params(self, values: Mapping[str, Any], run: sweep.Lanes) -> tuple[Job, Params]:
     """The ordinary run with these values, and its parameters as the lane has trained them."""

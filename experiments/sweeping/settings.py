@@ -10,6 +10,7 @@ from jaxtune import sweep
 from jaxtune.typing import InputError
 
 SAMPLERS = ('random', 'tpe', 'grid')
+SCHEDULERS = ('halving', 'asha')
 
 
 def check(config: Config) -> list[Dimension]:
@@ -18,6 +19,8 @@ def check(config: Config) -> list[Dimension]:
   c = config.sweep
   if c.sampler not in SAMPLERS:
     raise InputError(f'sweep.sampler is {c.sampler!r}; choose one of {", ".join(SAMPLERS)}')
+  if c.scheduler not in SCHEDULERS:
+    raise InputError(f'sweep.scheduler is {c.scheduler!r}; choose one of {", ".join(SCHEDULERS)}')
   if not config.model:
     raise InputError(
       'model is empty; a sweep tunes a pretrained model, give one with --config.model'

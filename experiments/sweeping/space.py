@@ -114,8 +114,8 @@ def _check_lane(key: str, line: str, config: Config) -> None:
     each = '; '.join(f'--config.{key}={value}' for value in values if '..' not in value)
     raise InputError(
       f'{where}: {key} is part of the program and not data, so each value needs a program of its '
-      f'own; group the candidates by it, one sweep with {each or f"--config.{key}=VALUE"} (lanes can '
-      f'differ in {", ".join(LANES)}, optim.hyperparameters and objective.options)'
+      f'own; group the candidates by it, one sweep with {each or f"--config.{key}=VALUE"} (lanes '
+      f'can differ in {", ".join(LANES)}, optim.hyperparameters and objective.options)'
     )
   option = key.rpartition('.')[2]
   if key.startswith('method.') and option not in adapt.options_of(config.method.name):

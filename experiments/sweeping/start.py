@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 
 from experiments import entry, workdir
 from experiments.keys import Config
-from experiments.sweeping import page, records, runs, search, settings, study, words
+from experiments.sweeping import page, records, refill, runs, search, settings, study, words
 from experiments.sweeping.show import Table
 from experiments.sweeping.space import Dimension
 from jaxtune.typing import InputError
@@ -55,7 +55,7 @@ def run(it: search.Sweep) -> int:
   if it.record.candidates:
     print(f'going on with {len(it.record.candidates)} candidates')
   with entry.interruptible() as stop, Table(it) as table:
-    ended = search.search(it, table, stop)
+    ended = refill.refill(it, table, stop) and search.search(it, table, stop)
   it.record.seconds += time.time() - started
   records.write(it.folder, it.record)
   if not ended:

@@ -27,14 +27,14 @@ def plan(config: Config, space: Sequence[Dimension], runs: Runs) -> str:
   """What would run, and the memory that it takes."""
   c, job = config.sweep, runs.job
   rungs = settings.rungs(config, job.steps)
-  program = runs.program(c.lanes)
+  program = runs.whole
   one, base = runs.one
   forecast = plans.forecast(program.compiled, program.lanes.state, program.base, program.batch)
   shared = sweep.shared_layers(job.params)
-  lines = [f'{c.candidates} candidates by {c.sampler}, {c.lanes} side by side:']
+  lines = [f'{c.candidates} candidates by {c.sampler}, {c.lanes} side by side ({c.scheduler}):']
   lines += [f'  {dimension.key} {dimension.text()}' for dimension in space]
   lines.append(f'judged after {", ".join(map(str, rungs))} steps')
-  if shared and runs.given.model is job.model:
+  if shared and runs.given.model is job.model and c.scheduler == 'halving':
     lines.append(f'layers 0 to {shared - 1} run once for all lanes')
   lines.append(
     f'memory {megabytes(forecast.total)}: one base of {megabytes(tree.size(base))}, '

@@ -51,19 +51,20 @@ def survivors(scores: Mapping[int, float], factor: float) -> list[int]:
   return order[: max(1, math.floor(len(scores) / factor + 1e-9))]
 
 
-def promotion(results: Sequence[Mapping[int, float]], factor: float) -> tuple[int, int] | None:
+def promotion(
+  results: Sequence[Mapping[int, float | None]], factor: float
+) -> tuple[int, int] | None:
   """The candidate that is to go on next, and the rung it goes to; None to begin a new one.
 
   ASHA's rule (algorithm 2): from the top down, one that is among the best `1 / factor` of those
   that have reached its rung by now, and that has not been sent on.
 
   Args:
-    results: by rung, candidate -> score of all that have reached it. One that is on its way to a
-      rung stands there too, with minus infinity, so that it is not sent twice.
+    results: by rung, candidate -> score of all that have reached it, None of those on their way.
     factor: see `rungs`.
   """
   for rung in range(len(results) - 2, -1, -1):
-    scores = results[rung]
+    scores = {number: x for number, x in results[rung].items() if x is not None}
     best = survivors(scores, factor)[: math.floor(len(scores) / factor + 1e-9)]
     for number in best:
       if number not in results[rung + 1]:

@@ -45,10 +45,10 @@ class Program(NamedTuple):
     compiled: the same, for a look at what it needs.
     lanes: the runs before their first step, on their devices.
     base: what they stand on.
-    load: puts as many runs side by side on the devices.
+    load: puts runs side by side on the devices, as many as the step takes, or others to evaluate.
     place: puts a host batch on the devices.
-    evaluate: `(lanes, batches) -> one dict of metrics a lane`, without dropout; all lanes see the
-      same batches.
+    evaluate: `(lanes, batches) -> one dict of metrics a lane`, of any number of them, without
+      dropout; all see the same batches.
     batch: the shapes of a batch, placed.
   """
 
@@ -120,7 +120,7 @@ def prepare(
   def evaluation(run: Lanes, base: Params, batch: Batch) -> Any:
     return train.make_evaluation(judge)(run.state.trainable, tree.combine(run.own, base), batch)
 
-  evaluations = jax.jit(jax.vmap(evaluation, in_axes=(0, None, None)), out_shardings=spread)
+  evaluations = jax.jit(jax.vmap(evaluation, in_axes=(0, None, None)))
   measure = judge.measure if isinstance(judge, losses.Measured) else None
 
   def evaluate(lanes: Lanes, batches: Sequence[Batch]) -> list[dict[str, float]]:
@@ -130,14 +130,17 @@ def prepare(
     def one(lane: int) -> Any:
       return [jax.tree.map(lambda x: x[lane], part) for part in parts]
 
-    return [train.totalled(one(lane), measure) for lane in range(size)]
+    return [train.totalled(one(lane), measure) for lane in range(count(lanes))]
+
+  def load(runs: Sequence[Lanes]) -> Lanes:
+    return jax.device_put(stack(runs), whole if len(runs) % len(devices) else spread)
 
   return Program(
     step=compiled,
     compiled=compiled,
     lanes=lanes,
     base=base,
-    load=lambda runs: jax.device_put(stack(runs), spread),
+    load=load,
     place=place,
     evaluate=evaluate,
     batch=jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), example),

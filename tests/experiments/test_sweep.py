@@ -2,6 +2,7 @@
 
 import gc
 import json
+import math
 
 import numpy as np
 import pytest
@@ -96,42 +97,72 @@ def test_the_winner_is_made_again_by_one_ordinary_run(swept, tmp_path):
     assert np.linalg.norm(x - theirs[name]) <= 1e-4 * max(np.linalg.norm(theirs[name]), 1e-3), name
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize('stops', [[1], [3, 5], [6, 3]])
-def test_interrupted_it_ends_bitwise_as_if_undisturbed(swept, small, tmp_path, monkeypatch, stops):
-  """Stopped after so many steps of a start, in all waves; states are saved every second step."""
-  folder = tmp_path / 'w'
+def stopping(monkeypatch, stops):
+  """Starts of a sweep end after so many steps each; the last one is not stopped."""
   steps = 0
+  step = sweep.Table.step
 
   class Stopped:
     def __enter__(self):
-      return lambda: 75 if stops and steps >= stops[0] else 0
+      nonlocal steps
+      steps, self.after = 0, stops.pop(0) if stops else math.inf
+      return lambda: 75 if steps >= self.after else 0
 
     def __exit__(self, *_):
       pass
 
-  advance = runs.Runs.advance
+  def counted(self, *args):
+    nonlocal steps
+    steps += 1
+    step(self, *args)
 
-  def counted(self, states, begin, end, cursor, seen, stop):
-    def also(step, losses):
-      nonlocal steps
-      seen(step, losses)
-      steps += 1
-
-    return advance(self, states, begin, end, cursor, also, stop)
-
-  monkeypatch.setattr(runs.Runs, 'advance', counted)
+  monkeypatch.setattr(sweep.Table, 'step', counted)
   monkeypatch.setattr(sweep.entry, 'interruptible', Stopped)
-  for _ in stops[:]:
-    steps = 0
-    assert sweep.start(small(), str(folder)) == 75
-    stops.pop(0)
-  assert sweep.start(small(), str(folder)) == 0
-  mine, theirs = records.read(folder), records.read(swept)
+
+
+def same(folder, other):
+  """Two sweeps ended bitwise alike."""
+  mine, theirs = records.read(folder), records.read(other)
   assert [c.values for c in mine.candidates] == [c.values for c in theirs.candidates]
   assert [c.digest for c in mine.candidates] == [c.digest for c in theirs.candidates]
-  assert records.curves(folder) == records.curves(swept)
-  assert result(folder) == result(swept) | {'seconds': result(folder)['seconds']}
+  assert records.curves(folder) == records.curves(other)
+  assert result(folder) == result(other) | {'seconds': result(folder)['seconds']}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize('stops', [[1], [3, 5], [6, 3]])
+def test_interrupted_it_ends_bitwise_as_if_undisturbed(swept, small, tmp_path, monkeypatch, stops):
+  """Stopped after so many steps of a start, in all waves; states are saved every second step."""
+  folder, starts = tmp_path / 'w', len(stops)
+  stopping(monkeypatch, stops)
+  for _ in range(starts):
+    assert sweep.start(small(), str(folder)) == 75
+  assert sweep.start(small(), str(folder)) == 0
+  same(folder, swept)
+
+
+@pytest.mark.slow
+def test_lanes_refilled_one_by_one(small, tmp_path, monkeypatch):
+  """No more go on than their share, dead ones free their lane, and a restart decides the same."""
+  lines = ('optim.lr 1e-3, 3e-3, 1e38', 'method.rank 2, 4', 'seed 0, 1, 2')
+  config = small(
+    **{'sweep.scheduler': 'asha', 'sweep.space': lines, 'sweep.sampler': 'random'},
+    **{'sweep.lanes': 2, 'sweep.candidates': 6, 'sweep.factor': 2.0, 'sweep.first': 1},
+  )
+  config.optim.clip_norm = 0.0
+  assert sweep.start(config, str(tmp_path / 'whole')) == 0
+  record = records.read(tmp_path / 'whole')
+  found = record.of('search')
+  dead = [c for c in found if c.dead]
+  assert len(found) - len(dead) == 6 and dead and all(c.values['optim.lr'] > 1 for c in dead)
+  counts = [sum(r in c.losses for c in found) for r in (1, 2, 6)]
+  assert counts[0] == len(found) and 1 <= counts[2] <= counts[1] <= len(found) // 2 + 1
+  assert record.lanes == [None, None]
+  stopping(monkeypatch, [1, 4, 2])
+  for _ in range(3):
+    assert sweep.start(config, str(tmp_path / 'parts')) == 75
+  assert sweep.start(config, str(tmp_path / 'parts')) == 0
+  same(tmp_path / 'parts', tmp_path / 'whole')
 
 
 @pytest.mark.slow
@@ -196,6 +227,7 @@ def test_a_damaged_state_begins_anew(swept, small, tmp_path):
       'optim.hyperparameters.mu_dtype, whose default is None; give the number to compare with',
     ),
     ({'sweep.sampler': 'best'}, "sweep.sampler is 'best'; choose one of random, tpe, grid"),
+    ({'sweep.scheduler': 'best'}, "sweep.scheduler is 'best'; choose one of halving, asha"),
     ({'sweep.sampler': 'grid'}, 'sweep.sampler is grid, and optim.lr has the range'),
     ({'sweep.candidates': 0}, 'sweep.candidates is 0; it must be at least 1'),
     ({'sweep.first': 7.0}, 'sweep.first is 7.0, but a run has 6 steps'),
@@ -244,7 +276,7 @@ def test_the_rungs_of_the_quickstart():
 
   config = sweep_quickstart.get_config()
   settings.check(config)
-  assert settings.rungs(config, 90) == [31, 90]
+  assert settings.rungs(config, 60) == [15, 60]
 
 
 def test_waves_take_the_lowest_rung_first():

@@ -42,7 +42,8 @@ def test_a_promotion_comes_from_the_highest_rung_first():
   low, high = {0: 1.0, 1: 2.0, 2: 3.0, 3: 0.0}, {2: 3.0, 1: 2.0}
   assert sweep.promotion([low, high, {}], 2) == (2, 2)
   assert sweep.promotion([low, high, {2: 3.0}], 2) is None
-  assert sweep.promotion([low, {2: -math.inf}, {}], 2) == (1, 1)
+  assert sweep.promotion([low, {2: None}, {}], 2) == (1, 1)
+  assert sweep.promotion([low, {1: None, 2: 3.0}, {}], 2) is None
   assert sweep.promotion([{0: 1.0}, {}], 2) is None
   assert sweep.promotion([{0: -math.inf, 1: -math.inf}, {}], 2) is None
 
