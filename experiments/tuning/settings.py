@@ -113,6 +113,7 @@ def of_round(config: Config, values: Mapping[str, Any], one: Plan, number: int) 
       **values,
       'sweep.space': (f'{one.key} {", ".join(map(repr, one.values))}',),
       'sweep.sampler': 'grid',
+      'sweep.scheduler': 'halving',
       'sweep.candidates': len(one.values),
       'sweep.factor': 1.0,
       'sweep.lanes': min(c.lanes, widest),
