@@ -175,6 +175,15 @@ def get_config() -> ml_collections.ConfigDict:
   config.sweep.storage = ''
   config.sweep.study = 'sweep'  # its name there
 
+  # experiments.tune: sweeps over one key after the other while it pays, see docs/sweep.md; lanes,
+  # seeds and storage are those of `sweep`.
+  config.tune = ml_collections.ConfigDict()
+  config.tune.steps = 0  # the budget: training steps of all runs together; 0 for no such limit
+  config.tune.minutes = 30.0  # likewise; a round begins only if it is expected to end in time
+  # What is tuned, in this order; a learning rate that comes again is searched in finer steps.
+  config.tune.order = ('optim.lr', 'method.rank', 'optim.warmup', 'optim.weight_decay')
+  config.tune.order += ('method.options.dropout', 'optim.lr')
+
   config.log = ml_collections.ConfigDict()
   config.log.tensorboard = True  # events in the work directory, where tensorboardX is installed
   config.log.wandb = ''  # a Weights & Biases project to log to as well

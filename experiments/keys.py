@@ -50,6 +50,8 @@ LEAST = {  # the smallest value of each that makes sense
     'evaluate.rows',
     'evaluate.shots',
     'evaluate.seed',
+    'tune.steps',
+    'tune.minutes',
   ),
   1: (
     'method.rank',

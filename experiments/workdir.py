@@ -18,8 +18,9 @@ FORMAT = 1  # of the files in a work directory; raised when older versions canno
 RUN = 'run.json'
 RESULT = 'result.json'
 LOCK = 'lock'
-# How a finished run will be evaluated, and what is traced of it, changes nothing of the run.
-WITHOUT_EFFECT: tuple[str, ...] = ('evaluate.', 'train.profile')
+# How a finished run will be evaluated, what is traced of it, and the budget of a loop over runs,
+# which may grow, change nothing of the run.
+WITHOUT_EFFECT: tuple[str, ...] = ('evaluate.', 'train.profile', 'tune.steps', 'tune.minutes')
 LENGTH = ('train.steps', 'train.epochs')  # what may grow when a run is finished
 
 

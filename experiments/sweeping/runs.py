@@ -212,13 +212,13 @@ class Runs:
     return job, sweep.cut_ranks(whole, job.params)
 
 
-def prepare(config: Config, space: Sequence[Dimension]) -> Runs:
-  """Loads what all runs share.
+def prepare(config: Config, space: Sequence[Dimension], loaded: Loaded | None = None) -> Runs:
+  """Loads what all runs share, if it is not at hand.
 
   Raises:
     InputError: as `build.job`.
   """
-  loaded = build.load(config)
+  loaded = loaded or build.load(config)
   default = values_of(config, space)
   shape = {d.key: max(d.largest, default[d.key]) for d in space if d.key.startswith(SHAPING)}
   job = build.adapted(with_values(config, shape), loaded)

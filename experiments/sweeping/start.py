@@ -2,19 +2,30 @@
 
 import pathlib
 import time
+from collections.abc import Callable, Sequence
 
 from experiments import entry, workdir
 from experiments.keys import Config
 from experiments.sweeping import page, records, refill, runs, search, settings, study, words
 from experiments.sweeping.show import Table
+from experiments.sweeping.space import Dimension
 from jaxtune.typing import InputError
 
 
-def start(config: Config, folder: str | None, *, dry_run: bool = False) -> int:
-  """Runs a sweep in a folder, or prints what it would do; returns the exit code."""
+def start(
+  config: Config,
+  folder: str | None,
+  *,
+  dry_run: bool = False,
+  prepare: Callable[[Config, Sequence[Dimension]], runs.Runs] = runs.prepare,
+) -> int:
+  """Runs a sweep in a folder, or prints what it would do; returns the exit code.
+
+  `prepare` loads what all runs share.
+  """
   space = settings.check(config)
   if dry_run:
-    prepared = runs.prepare(config, space)
+    prepared = prepare(config, space)
     print(words.plan(config, space, prepared))
     return 0
   if not folder:
@@ -27,7 +38,7 @@ def start(config: Config, folder: str | None, *, dry_run: bool = False) -> int:
     words.end(path, done['headline'])
     return 0
   with workdir.locked(path):
-    prepared = runs.prepare(config, space)
+    prepared = prepare(config, space)
     rungs = settings.rungs(config, prepared.job.steps)
     prepared.check_memory()
     with study.opened(config, path) as trials:
