@@ -113,6 +113,11 @@ def save(folder: pathlib.Path, candidate: Candidate, run: sweep.Lanes, step: int
   report.replace_file(path, data)
 
 
+def ended(run: sweep.Lanes) -> sweep.Lanes:
+  """A run that takes no more steps, which needs no state of its rule."""
+  return run._replace(state=run.state._replace(opt=()))
+
+
 def load(folder: pathlib.Path, candidate: Candidate, like: sweep.Lanes) -> sweep.Lanes | None:
   """The state that `save` wrote; None where it is gone or damaged."""
   path = _place(folder, candidate)

@@ -97,7 +97,8 @@ def work(
   lanes, taken, losses = it.runs.leg(lanes, steps, count, record.cursors, done)
   for lane, candidate in busy.items():
     run = sweep.take(lanes, lane)
-    records.save(it.folder, candidate, run, candidate.step + taken)
+    step = candidate.step + taken
+    records.save(it.folder, candidate, records.ended(run) if step == it.rungs[-1] else run, step)
     candidate.dead = not math.isfinite(losses[lane])
     if candidate.dead:
       candidate.losses[goals[lane]] = math.nan

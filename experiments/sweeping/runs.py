@@ -14,6 +14,7 @@ from experiments.build import Job, Loaded
 from experiments.comparison import memory
 from experiments.inputs import Inputs
 from experiments.keys import Config
+from experiments.sweeping import records
 from experiments.sweeping.space import Dimension, values_of, with_values
 from jaxtune import losses, plan, sweep, tree
 from jaxtune.typing import InputError, Params
@@ -203,7 +204,8 @@ class Runs:
 
   def measure(self, runs: Sequence[sweep.Lanes], split: str) -> list[dict[str, float]]:
     """The objective's metrics of each run on held-out rows, the same for all."""
-    return self.whole.evaluate(self.whole.load(runs), self.given.held_out[split])
+    lanes = self.whole.load([records.ended(run) for run in runs])
+    return self.whole.evaluate(lanes, self.given.held_out[split])
 
   def params(self, values: Mapping[str, Any], run: sweep.Lanes) -> tuple[Job, Params]:
     """The ordinary run with these values, and its parameters as the lane has trained them."""

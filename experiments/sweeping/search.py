@@ -176,7 +176,8 @@ def work(it: Sweep, wave: Wave, show: Show, stop: Callable[[], Any]) -> bool:
     records.add_curves(it.folder, lines)
     lines.clear()
     for candidate, run in zip(members, states, strict=True):
-      records.save(it.folder, candidate, run, step)
+      kept = records.ended(run) if step == it.rungs[-1] else run
+      records.save(it.folder, candidate, kept, step)
     records.write(it.folder, it.record)
     if step < wave.end and stop():
       return False
@@ -264,7 +265,7 @@ def state(it: Sweep, candidate: Candidate) -> sweep.Lanes:
   Raises:
     InputError: its file is damaged.
   """
-  found = records.load(it.folder, candidate, it.runs.one[0])
+  found = records.load(it.folder, candidate, records.ended(it.runs.one[0]))
   if found is None:
     raise InputError(
       f'the state of candidate {candidate.number} in {it.folder / records.STATES} is damaged; '

@@ -1,6 +1,8 @@
 """A pretrained body under a fresh head, for labels or for numbers."""
 
 import dataclasses
+import functools
+from collections.abc import Callable
 
 import jax
 
@@ -23,6 +25,16 @@ def build(config: BlockConfig) -> ModelSpec:
     return vision(config)
   assert isinstance(config, DecoderConfig)
   return decoder(config)
+
+
+@functools.lru_cache(maxsize=8)
+def _fresh(config: BlockConfig) -> Callable[[Key], Params]:
+  """The program that makes what is new; runs of one model in one process trace it once.
+
+  Compiled with two of the outputs of `init`, so that no second body is ever made.
+  """
+  init, new = build(config).init, ('pooler', 'head')
+  return jax.jit(lambda key: {name: leaf for name, leaf in init(key).items() if name in new})
 
 
 def classifier(
@@ -52,10 +64,7 @@ def classifier(
     raise InputError(f'{model.family} is a module of your own: give it its own head')
   config = dataclasses.replace(model.config, outputs=outputs, each_token=each_token)
   model = dataclasses.replace(build(config), source=model.source)
-  # Compiled with two of its outputs, so that no second body is ever made.
-  fresh = jax.jit(
-    lambda key: {name: leaf for name, leaf in model.init(key).items() if name in ('pooler', 'head')}
-  )(key)
+  fresh = _fresh(config)(key)
   own = ('pooler', 'projection', 'head')
   body = {name: leaf for name, leaf in params.items() if name not in own}
   if 'pooler' in fresh:

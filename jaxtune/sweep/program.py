@@ -120,7 +120,14 @@ def prepare(
   def evaluation(run: Lanes, base: Params, batch: Batch) -> Any:
     return train.make_evaluation(judge)(run.state.trainable, tree.combine(run.own, base), batch)
 
-  evaluations = jax.jit(jax.vmap(evaluation, in_axes=(0, None, None)))
+  @jax.jit
+  def evaluations(lanes: Lanes, base: Params, batch: Batch) -> Any:
+    if shared or len(devices) > 1:
+      return jax.vmap(evaluation, in_axes=(0, None, None))(lanes, base, batch)
+    return jax.lax.map(lambda run: evaluation(run, base, batch), lanes)  # one at a time in memory
+
+  first = jax.eval_shape(lambda lanes: jax.tree.map(lambda x: x[0], lanes), lanes)
+  shared = _shared(first.state.trainable, tree.combine(first.own, base))
   measure = judge.measure if isinstance(judge, losses.Measured) else None
 
   def evaluate(lanes: Lanes, batches: Sequence[Batch]) -> list[dict[str, float]]:
@@ -156,13 +163,17 @@ def shared_layers(params: Params) -> int:
   Args:
     params: what a method returned.
   """
-  trained = [path for path in tree.paths(adapt.trainable(params)[0]) if not _BEHIND.match(path)]
-  names = [name for name in ('encoder', 'decoder') if isinstance(params.get(name), Mapping)]
+  return _shared(*adapt.trainable(params))
+
+
+def _shared(trainable: Params, frozen: Params) -> int:
+  trained = [path for path in tree.paths(trainable) if not _BEHIND.match(path)]
+  names = [name for name in ('encoder', 'decoder') if isinstance(frozen.get(name), Mapping)]
   if any(path.split('/')[0] not in names for path in trained):
     return 0  # embeddings, or a prompt
   layers = 0
   for name in names:
-    for segment in tree.segments(params[name]):
+    for segment in tree.segments(frozen[name]):
       if any(path.startswith(f'{name}/{segment}/') for path in trained):
         return layers
       first, end = tree.bounds(segment)
