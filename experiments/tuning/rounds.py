@@ -155,7 +155,7 @@ def job(
   """The best run of a setting as an ordinary one: the job, its parameters, and its record."""
   made = shared.prepare(config, checks.check(config))
   one = min(chosen(records.read(place), role), key=lambda one: (math.isnan(last(one)), last(one)))
-  state = records.load(place, one, made.one[0])
+  state = records.load(place, one, records.ended(made.one[0]))
   if state is None:
     raise InputError(f'{place}: the state of run {one.number} is damaged; remove this folder')
   found, params = made.params(one.values, state)
