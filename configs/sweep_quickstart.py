@@ -1,4 +1,4 @@
-r"""Searches learning rate, rank and seed of the quickstart; 20 to 25 minutes on 2 CPU cores.
+r"""Searches learning rate, rank and seed of the quickstart; about 7 minutes on 2 CPU cores.
 
   python -m experiments.sweep --config=configs/sweep_quickstart.py --workdir=runs/sweep
 
