@@ -75,11 +75,15 @@ def learning_rate(method: str, rule: str, *, width: int, steps: int, task: str) 
 
 def capacity(task: str) -> Collection[Advice]:
   """Rank and alpha of an adapter."""
-  writes = task in ('causal_lm', 'masked_lm', 'preference', 'unpaired_preference', 'reinforcement')
-  rank, what = (32, 'text') if writes else (16, 'labels')
+  rank, what = (32, 'text') if writes(task) else (16, 'labels')
   return (
     Advice('method.rank', rank, f'enough for {what} in most data of fine-tuning', WITHOUT_REGRET),
     Advice(
       'method.alpha', 32.0, 'held as the rank grows, the best rate hardly moves', WITHOUT_REGRET
     ),
   )
+
+
+def writes(task: str) -> bool:
+  """Whether text is learned, and not labels."""
+  return task in ('causal_lm', 'masked_lm', 'preference', 'unpaired_preference', 'reinforcement')
