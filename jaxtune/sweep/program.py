@@ -1,6 +1,7 @@
 """The one step of all lanes, compiled once."""
 
 import functools
+import operator
 import re
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
@@ -11,7 +12,7 @@ import optax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from jaxtune import adapt, losses, train, tree
-from jaxtune.sweep.lanes import Lanes, count, stack
+from jaxtune.sweep.lanes import Lanes, count, stack, take
 from jaxtune.typing import Batch, InputError, Metrics, Params
 
 AXIS = 'lanes'
@@ -120,24 +121,20 @@ def prepare(
   def evaluation(run: Lanes, base: Params, batch: Batch) -> Any:
     return train.make_evaluation(judge)(run.state.trainable, tree.combine(run.own, base), batch)
 
-  @jax.jit
-  def evaluations(lanes: Lanes, base: Params, batch: Batch) -> Any:
-    if shared or len(devices) > 1:
-      return jax.vmap(evaluation, in_axes=(0, None, None))(lanes, base, batch)
-    return jax.lax.map(lambda run: evaluation(run, base, batch), lanes)  # one at a time in memory
-
   first = jax.eval_shape(lambda lanes: jax.tree.map(lambda x: x[0], lanes), lanes)
-  shared = _shared(first.state.trainable, tree.combine(first.own, base))
+  together = len(devices) > 1 or _shared(first.state.trainable, tree.combine(first.own, base)) > 0
+  alone, side_by_side = jax.jit(evaluation), jax.jit(jax.vmap(evaluation, in_axes=(0, None, None)))
   measure = judge.measure if isinstance(judge, losses.Measured) else None
 
   def evaluate(lanes: Lanes, batches: Sequence[Batch]) -> list[dict[str, float]]:
-    parts = [evaluations(lanes, base, jax.device_put(batch, whole)) for batch in batches]
-    parts = jax.device_get(parts)
-
-    def one(lane: int) -> Any:
-      return [jax.tree.map(lambda x: x[lane], part) for part in parts]
-
-    return [train.totalled(one(lane), measure) for lane in range(count(lanes))]
+    batches = [jax.device_put(batch, whole) for batch in batches]
+    if together:
+      parts = jax.device_get([side_by_side(lanes, base, batch) for batch in batches])
+      found = [jax.tree.map(operator.itemgetter(lane), parts) for lane in range(count(lanes))]
+    else:  # one at a time is as fast, and takes the memory of one
+      runs = (take(lanes, lane) for lane in range(count(lanes)))
+      found = [jax.device_get([alone(run, base, batch) for batch in batches]) for run in runs]
+    return [train.totalled(parts, measure) for parts in found]
 
   def load(runs: Sequence[Lanes]) -> Lanes:
     return jax.device_put(stack(runs), whole if len(runs) % len(devices) else spread)
