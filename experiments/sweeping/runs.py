@@ -15,7 +15,7 @@ from experiments.comparison import memory
 from experiments.inputs import Inputs
 from experiments.keys import Config
 from experiments.sweeping import records
-from experiments.sweeping.space import Dimension, values_of, with_values
+from experiments.sweeping.space import Dimension, candidates, values_of, with_values
 from jaxtune import losses, plan, sweep, tree
 from jaxtune.typing import InputError, Params
 
@@ -225,5 +225,5 @@ def prepare(config: Config, space: Sequence[Dimension], loaded: Loaded | None = 
   shape = {d.key: max(d.largest, default[d.key]) for d in space if d.key.startswith(SHAPING)}
   job = build.adapted(with_values(config, shape), loaded)
   given = inputs.texts(job)
-  given = inputs.features(job, runs=config.sweep.candidates) or given
+  given = inputs.features(job, runs=candidates(config, space)) or given
   return Runs(config, loaded, default, shape, job, given)

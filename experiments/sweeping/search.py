@@ -59,8 +59,7 @@ class Sweep(NamedTuple):
   @property
   def wanted(self) -> int:
     """Candidates that are to be judged."""
-    grid = self.config.sweep.sampler == 'grid'
-    return len(spaces.grid(self.space)) if grid else self.config.sweep.candidates
+    return spaces.candidates(self.config, self.space)
 
 
 def search(it: Sweep, show: Show, stop: Callable[[], Any]) -> bool:
@@ -214,8 +213,7 @@ def best(it: Sweep, candidates: Sequence[Candidate]) -> Candidate:
   ended = [c for c in candidates if it.rungs[-1] in c.losses and not c.dead]
   if not ended:
     raise InputError(
-      f'all {len(candidates)} runs ended with a loss that is no number; search lower learning '
-      'rates (sweep.space)'
+      f'all {len(candidates)} runs ended with a loss that is no number; try lower learning rates'
     )
   return min(ended, key=lambda c: (c.losses[it.rungs[-1]], c.number))
 

@@ -144,6 +144,11 @@ def grid(space: Sequence[Dimension]) -> list[dict[str, Any]]:
   ]
 
 
+def candidates(config: Config, space: Sequence[Dimension]) -> int:
+  """How many settings are tried."""
+  return len(grid(space)) if config.sweep.sampler == 'grid' else config.sweep.candidates
+
+
 def with_values(config: Config, values: Mapping[str, Any]) -> Config:
   """A copy of the configuration with other values of some keys."""
   made = config.copy_and_resolve_references()

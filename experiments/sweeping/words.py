@@ -8,6 +8,7 @@ import numpy as np
 
 from experiments.keys import Config
 from experiments.sweeping import settings
+from experiments.sweeping import space as spaces
 from experiments.sweeping.runs import Runs
 from experiments.sweeping.space import Dimension
 from jaxtune import plan as plans
@@ -31,7 +32,9 @@ def plan(config: Config, space: Sequence[Dimension], runs: Runs) -> str:
   one, base = runs.one
   forecast = plans.forecast(program.compiled, program.lanes.state, program.base, program.batch)
   shared = sweep.shared_layers(job.params)
-  lines = [f'{c.candidates} candidates by {c.sampler}, {c.lanes} side by side ({c.scheduler}):']
+  lines = [
+    f'{spaces.candidates(config, space)} candidates by {c.sampler}, {c.lanes} side by side ({c.scheduler}):'
+  ]
   lines += [f'  {dimension.key} {dimension.text()}' for dimension in space]
   lines.append(f'judged after {", ".join(map(str, rungs))} steps')
   if shared and runs.given.model is job.model and c.scheduler == 'halving':
