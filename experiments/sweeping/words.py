@@ -32,9 +32,8 @@ def plan(config: Config, space: Sequence[Dimension], runs: Runs) -> str:
   one, base = runs.one
   forecast = plans.forecast(program.compiled, program.lanes.state, program.base, program.batch)
   shared = sweep.shared_layers(job.params)
-  lines = [
-    f'{spaces.candidates(config, space)} candidates by {c.sampler}, {c.lanes} side by side ({c.scheduler}):'
-  ]
+  count = spaces.candidates(config, space)
+  lines = [f'{count} candidates by {c.sampler}, {c.lanes} side by side ({c.scheduler}):']
   lines += [f'  {dimension.key} {dimension.text()}' for dimension in space]
   lines.append(f'judged after {", ".join(map(str, rungs))} steps')
   if shared and runs.given.model is job.model and c.scheduler == 'halving':
