@@ -130,7 +130,7 @@ def same(folder, other):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize('stops', [[1], [3, 5], [6, 3]])
+@pytest.mark.parametrize('stops', [[1, 5], [6, 3]])
 def test_interrupted_it_ends_bitwise_as_if_undisturbed(swept, small, tmp_path, monkeypatch, stops):
   """Stopped after so many steps of a start, in all waves; states are saved every second step."""
   folder, starts = tmp_path / 'w', len(stops)
@@ -142,8 +142,8 @@ def test_interrupted_it_ends_bitwise_as_if_undisturbed(swept, small, tmp_path, m
 
 
 @pytest.mark.slow
-def test_lanes_refilled_one_by_one(small, tmp_path, monkeypatch):
-  """No more go on than their share, dead ones free their lane, and a restart decides the same."""
+def test_lanes_refilled_one_by_one(small, tmp_path):
+  """No more go on than their share, and dead ones free their lane."""
   lines = ('optim.lr 1e-3, 3e-3, 1e38', 'method.rank 2, 4', 'seed 0, 1, 2')
   config = small(
     **{'sweep.scheduler': 'asha', 'sweep.space': lines, 'sweep.sampler': 'random'},
@@ -158,11 +158,6 @@ def test_lanes_refilled_one_by_one(small, tmp_path, monkeypatch):
   counts = [sum(r in c.losses for c in found) for r in (1, 2, 6)]
   assert counts[0] == len(found) and 1 <= counts[2] <= counts[1] <= len(found) // 2 + 1
   assert record.lanes == [None, None]
-  stopping(monkeypatch, [1, 4, 2])
-  for _ in range(3):
-    assert sweep.start(config, str(tmp_path / 'parts')) == 75
-  assert sweep.start(config, str(tmp_path / 'parts')) == 0
-  same(tmp_path / 'parts', tmp_path / 'whole')
 
 
 @pytest.mark.slow
