@@ -39,7 +39,7 @@ ZERO_IS_A_CHOICE = {
   *('train.save_every', 'train.chunk', 'optim.warmup', 'optim.weight_decay', 'optim.clip_norm'),
   *('train.patience', 'train.rollback', 'optim.skip_spikes'),
   *('optim.average', 'objective.kl', 'objective.l2_sp', 'objective.neftune'),
-  *('layers', 'rollout.overlong', 'rollout.kl'),
+  *('layers', 'rollout.overlong', 'rollout.kl', 'tune.steps', 'tune.minutes'),
   *('evaluate.rows', 'evaluate.shots', 'evaluate.seed'),
 }
 
