@@ -52,7 +52,6 @@ TASKS = {
   'token_classification': ('tags', 'encoder', {}),
   'masked_lm': ('text', 'encoder', {'objective.options.whole_word': True}),
   'embedding': ('pair', 'encoder', {'method.name': 'full'}),
-  'embedding of scored pairs': ('scored_pair', 'encoder', {'objective.name': 'cosent'}),
   'preference': ('preference', 'decoder', {}),
   'preference cached': (
     'preference',
